@@ -1,0 +1,40 @@
+# make tune [ARGS="--app module:app ..."]   make test [ARGS="tests/test_space.py -k log"]   make lint
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SOURCES := morphling_ray tests $(patsubst %/,%,$(sort $(dir $(wildcard experiments/*.py benchmarks/*.py))))
+
+# Every path below is relative, so that a checkout in a folder with spaces works. The stamps are made last: an install
+# that was cut short is done again.
+.DELETE_ON_ERROR:
+.PHONY: help tune test lint clean
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
+
+tune: $(VENV)/installed  ## Install if need be, then search: the bundled demo, or ARGS="--app module:app ..."
+	@$(BIN)/python -m morphling_ray.tune $(ARGS)
+
+test: $(VENV)/installed-dev  ## Run the tests; ARGS="tests/test_space.py" for some of them
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/installed-dev  ## Check style and types
+	@$(BIN)/python -m ruff check $(SOURCES)
+	@$(BIN)/python -m ruff format --check $(SOURCES)
+	@$(BIN)/python -m mypy --strict $(SOURCES)
+
+clean:  ## Remove the environment and all caches; run directories stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/installed: setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] + "; set PYTHON=..." if sys.version_info < (3, 10) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV); the first time takes some minutes" >&2
+	@$(PIP) -c constraints.txt -e . >&2
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	@$(PIP) -c constraints.txt -e '.[dev]' >&2
+	@touch $@

@@ -1,0 +1,97 @@
+"""The Ray cluster of a run: a local one that is started and ended here, or the user's own."""
+
+import os
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from morphling_ray.errors import InputError
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to anybody
+    "RAY_DEDUP_LOGS": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # results go to trials.jsonl
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: it must end within seconds
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_TRAIN_V2_ENABLED": "0",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # the session, not the trial, knows the objective
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # replicas without a GPU see none, without Ray's warning about it
+}
+OBJECT_STORE_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What the run may use.
+
+    Attributes:
+        local: Started here, so ended here.
+        nodes: Resources of each node alive, as Ray names them.
+    """
+
+    local: bool
+    nodes: tuple[dict[str, float], ...]
+
+    @property
+    def largest_cpus(self) -> int:
+        """Cores of the largest node."""
+        return int(max((n.get("CPU", 0.0) for n in self.nodes), default=0.0))
+
+    def can_hold(self, needed: dict[str, float]) -> bool:
+        """Whether all nodes together have these resources."""
+        return all(sum(n.get(name, 0.0) for n in self.nodes) >= amount for name, amount in needed.items())
+
+    def check_gpus(self, needed: dict[str, float]) -> None:
+        """Checks GPUs and GPU types before anything is deployed: Ray would wait for them for ever.
+
+        Raises:
+            InputError: The cluster has none, too few, or not that type.
+        """
+        gpus = sum(n.get("GPU", 0.0) for n in self.nodes)
+        types = sorted({k.partition(":")[2] for n in self.nodes for k in n if k.startswith("accelerator_type:")})
+        if needed.get("GPU", 0.0) > gpus:
+            raise InputError(
+                f"the space asks for {needed['GPU']:g} GPU, but the cluster has {gpus:g}; "
+                "add a node with GPUs, or take the GPU knobs out of the space"
+            )
+        for name in needed:
+            kind, _, gpu_type = name.partition(":")
+            if kind == "accelerator_type" and gpu_type not in types:
+                raise InputError(
+                    f"the space asks for GPU type {gpu_type}, but the cluster has {', '.join(types) or 'none'}"
+                )
+
+
+def connect(address: str | None) -> Cluster:
+    """Connects to a running cluster, or starts a local one on all cores that this process may use.
+
+    Raises:
+        InputError: There is no cluster at the address.
+    """
+    os.environ.update(QUIET)
+    import ray
+
+    common: dict[str, Any] = {"log_to_driver": True, "configure_logging": True, "namespace": "morphling_ray"}
+    if address is None:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray keeps one in the home directory
+        ray.init(
+            address="local",
+            num_cpus=len(os.sched_getaffinity(0)),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **common,
+        )
+    else:
+        try:
+            ray.init(address=address, **common)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise InputError(f"no Ray cluster at {address!r}: {' '.join(str(error).split())[:200]}") from error
+    nodes = tuple(dict(n["Resources"]) for n in ray.nodes() if n["Alive"])
+    return Cluster(local=address is None, nodes=nodes)
+
+
+def disconnect() -> None:
+    """Leaves the cluster; a local one ends with all its processes."""
+    import ray
+
+    ray.shutdown()

@@ -1,0 +1,41 @@
+"""The seam of the project: `Evaluator.measure(configuration) -> Measurement`.
+
+`replay` looks a configuration up in a recorded surface; `online` serves it and loads it. Everything above the seam is
+the same for both.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from morphling_ray.measurement import Measurement
+from morphling_ray.space import Configuration
+
+Progress = Callable[[str], None]
+"""Told in a few words what is being done now, for example `probing at 212 rps`."""
+
+
+class Evaluator(Protocol):
+    """Measures configurations, one at a time."""
+
+    def measure(
+        self,
+        configuration: Configuration,
+        *,
+        needed: Mapping[str, float] | None = None,
+        confirm: bool = False,
+        progress: Progress | None = None,
+    ) -> Measurement:
+        """Measures one configuration. One that fails is a `Measurement` with a reason, never an exception.
+
+        Args:
+            configuration: One value for each knob.
+            needed: By metric, what it takes to beat the incumbent. A configuration that is clearly below may be
+                rejected early: its measurement then holds bounds instead of a pinned-down value.
+            confirm: Measure a finalist again, longer and with fresh arrivals.
+            progress: Told what is being done.
+        """
+        ...
+
+    def close(self) -> None:
+        """Takes down whatever was put up."""
+        ...

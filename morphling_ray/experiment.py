@@ -1,0 +1,211 @@
+"""The experiment: what the flags and the experiment file say together, checked before anything is started.
+
+Every flag of `python -m morphling_ray.tune` is a key of the file, with underscores; a flag beats the file. Paths in the
+file are relative to it.
+"""
+
+import argparse
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from morphling_ray.errors import InputError
+from morphling_ray.objective import ServingObjective, Slo
+from morphling_ray.space import Knob, SearchSpace
+
+DEMO = "morphling_ray.serving.demo:app"
+MARKER = "morphling_ray"  # the key by which a run directory's experiment.yaml is known to be ours
+
+
+def _flag(help_text: str, *, default: Any = None, metavar: str | None = None, kind: type = str, **more: Any) -> Any:
+    return field(default=default, metadata={"help": help_text, "metavar": metavar, "kind": kind, **more})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """All settings of a run. The field metadata is what the command line is made of."""
+
+    app: str = _flag("the Serve application to tune (default: the bundled demo)", default=DEMO, metavar="MODULE:APP")
+    request: str | None = _flag(
+        "what one request sends: a JSON file, or a function that returns it (default: the module's own `request`)",
+        metavar="FILE.json|MODULE:FUNCTION",
+    )
+    searcher: str = _flag("how the next configuration is chosen", default="morphling", metavar="NAME")
+    max_trials: int = _flag("trials at most", default=12, metavar="N", kind=int)
+    time_budget: float | None = _flag("start no trial after this many seconds", metavar="S", kind=float)
+    slo_p99_ms: float = _flag("the SLO: 99 %% of requests answered within X ms", default=100.0, metavar="X", kind=float)
+    max_error_rate: float = _flag("the SLO: share of requests that may fail", default=0.01, metavar="F", kind=float)
+    objective: str = _flag(
+        "what is maximised (cheapest: lowest cost that sustains --target-rps)",
+        default="rps_per_dollar",
+        choices=ServingObjective.NAMES,
+    )
+    target_rps: float | None = _flag("rate to sustain, for the objective cheapest", metavar="R", kind=float)
+    prices: str | None = _flag("what resources cost (default: the bundled prices)", metavar="FILE.yaml")
+    prior: str | None = _flag("what was learned from earlier models (default: the bundled prior)", metavar="FILE")
+    address: str | None = _flag("a running Ray cluster (default: a local one, started and ended here)", metavar="ADDR")
+    concurrency: int = _flag("trials at the same time (only with --replay)", default=1, metavar="N", kind=int)
+    seed: int = _flag("equal seeds give equal proposals", default=0, metavar="N", kind=int)
+    run_dir: str | None = _flag("where results go (default: runs/DATE-TIME)", metavar="DIR")
+    replay: str | None = _flag("search a folder of recorded surfaces instead of serving", metavar="SURFACES_DIR")
+    task: str | None = _flag("the recorded task, with --replay", metavar="NAME")
+    objective_name: str | None = _flag("the recorded set's objective, with --replay", metavar="NAME")
+    startup_timeout: float = _flag(
+        "a configuration that is not up after S seconds is infeasible", default=120.0, metavar="S", kind=float
+    )
+    space: dict[str, list[Any]] | None = None
+    constraints: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            kind, value = entry.metadata.get("kind"), getattr(self, entry.name)
+            if value is None and entry.default is None:
+                continue
+            if kind is float and isinstance(value, int) and not isinstance(value, bool):
+                object.__setattr__(self, entry.name, float(value))
+            elif kind is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+                raise InputError(f"{entry.name} must be {_KINDS[kind]}, got {value!r}")
+            if value is not None and entry.metadata.get("choices") and value not in entry.metadata["choices"]:
+                raise InputError(f"unknown {entry.name} {value!r}; choose {', '.join(entry.metadata['choices'])}")
+        for name, least in (("max_trials", 1), ("concurrency", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("time_budget", "startup_timeout"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"{name} must be above 0 seconds, got {value:g}")
+        if self.replay is None and (self.task or self.objective_name):
+            raise InputError("--task and --objective-name go with --replay SURFACES_DIR")
+        if self.replay is not None and not (self.task and self.objective_name):
+            raise InputError("--replay needs --task NAME and --objective-name NAME")
+        if self.replay is None and self.concurrency > 1:
+            raise InputError("--concurrency above 1 works with --replay only: one machine measures one trial at a time")
+        self.slo()  # raises where it makes no sense
+        if self.space is not None:
+            self.search_space()
+
+    def slo(self) -> Slo:
+        """The bounds that a rate must meet."""
+        return Slo(latency_s=self.slo_p99_ms / 1e3, percentile=99.0, max_error_rate=self.max_error_rate)
+
+    def search_space(self) -> SearchSpace:
+        """The space that the experiment file spells out.
+
+        Raises:
+            SpaceError: It is empty or contradicts itself.
+        """
+        if not isinstance(self.space, Mapping) or not self.space:
+            raise InputError(f"space must map knob names to lists of values, got {self.space!r}")
+        if not isinstance(self.constraints, list) or not all(isinstance(c, str) for c in self.constraints):
+            raise InputError(f"constraints must be a list of comparisons, got {self.constraints!r}")
+        return SearchSpace([Knob.infer(str(n), v) for n, v in self.space.items()], self.constraints)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All keys, as an experiment file writes them."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "a text"}
+_PATHS = ("prices", "prior", "replay", "run_dir", "request")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds a flag for each setting of an `Experiment`, and `--experiment`."""
+    parser.add_argument("--experiment", metavar="FILE.yaml", help="settings by name, and space: {KNOB: [value, ...]}")
+    for entry in fields(Experiment):
+        if "help" not in entry.metadata:
+            continue
+        text = entry.metadata["help"]
+        if entry.default is not MISSING and entry.default is not None and "default" not in text:
+            text += (
+                f" (default: {entry.default:g})" if isinstance(entry.default, float) else f" (default: {entry.default})"
+            )
+        parser.add_argument(
+            "--" + entry.name.replace("_", "-"),
+            type=entry.metadata["kind"],
+            metavar=entry.metadata["metavar"],
+            choices=entry.metadata.get("choices"),
+            help=text,
+        )
+
+
+def resolve(arguments: argparse.Namespace) -> Experiment:
+    """The experiment that the flags and the file describe.
+
+    Raises:
+        InputError: A file that cannot be read, an unknown key, a value that makes no sense.
+    """
+    settings: dict[str, Any] = {}
+    if arguments.experiment is not None:
+        settings = read_experiment(Path(arguments.experiment))
+    for entry in fields(Experiment):
+        value = getattr(arguments, entry.name, None)
+        if value is not None:
+            settings[entry.name] = str(Path(value).resolve()) if _is_path(entry.name, value) else value
+    return Experiment(**settings)
+
+
+def read_experiment(path: Path) -> dict[str, Any]:
+    """An experiment file's settings, with its paths made absolute.
+
+    Raises:
+        InputError: It cannot be read, or has a key that is no setting.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"experiment file {path}: {error.strerror if isinstance(error, OSError) else error}"
+        ) from error
+    except yaml.YAMLError as error:
+        raise InputError(f"experiment file {path} is not YAML: {' '.join(str(error).split())[:200]}") from error
+    if settings is None:
+        settings = {}
+    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+        raise InputError(f"experiment file {path}: expected `setting: value` lines")
+    settings.pop(MARKER, None)
+    known = [entry.name for entry in fields(Experiment)]
+    for key in settings:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise InputError(
+                f"experiment file {path}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+    folder = path.resolve().parent
+    for key in _PATHS:
+        if isinstance(settings.get(key), str) and _is_path(key, settings[key], folder):
+            settings[key] = str(folder / settings[key])
+    app = settings.get("app")
+    if isinstance(app, str) and ":" in app and not app.startswith("/"):
+        module = app.rpartition(":")[0]
+        file = folder / (module if module.endswith(".py") else module.replace(".", "/") + ".py")
+        if file.is_file() and not (Path.cwd() / file.name).is_file():
+            settings["app"] = f"{file}:{app.rpartition(':')[2]}"
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def _is_path(name: str, value: str, folder: Path | None = None) -> bool:
+    if name not in _PATHS or not isinstance(value, str):
+        return False
+    if name == "request":  # a file, or module:function
+        return value.endswith(".json") or ((folder or Path.cwd()) / value).is_file()
+    return True
+
+
+def read_request(path: Path) -> Any:
+    """The JSON value in a request file.
+
+    Raises:
+        InputError: It cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"request file {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"request file {path} is not JSON: {error}") from error

@@ -1,0 +1,164 @@
+"""From trials to the recommendation: the figures that recommendation.json holds and the terminal says."""
+
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from morphling_ray.environment import environment
+from morphling_ray.experiment import Experiment
+from morphling_ray.measurement import Measurement, Probe, Trial, Verdict
+from morphling_ray.objective import ServingObjective
+from morphling_ray.space import Configuration
+
+if TYPE_CHECKING:
+    from morphling_ray.search.session import SearchSession
+    from morphling_ray.target import Plan, Target
+
+
+def recommendation(
+    experiment: Experiment,
+    plan: "Plan | None",
+    session: "SearchSession | None",
+    trials: Sequence[Trial],
+    *,
+    target: "Target",
+    run_dir: str,
+    seconds: float,
+    starting_s: float,
+    interrupted: bool,
+    command: Sequence[str],
+) -> dict[str, Any]:
+    """Everything that is said about the outcome; `configuration` is None where nothing feasible was found."""
+    chosen = session.recommendation() if session is not None else None
+    slo = experiment.slo()
+    out: dict[str, Any] = {
+        "run_dir": run_dir,
+        "summary": "",
+        "configuration": None,
+        "peak_rps": None,
+        "peak_rps_interval": None,
+        "objective": None,
+        "objective_name": experiment.objective_name or experiment.objective,
+        "unit": plan.unit if plan is not None else "",
+        "cost_per_hour": None,
+        "copies": None,
+        "target_rps": experiment.target_rps,
+        "p99_s": None,
+        "trials": len(trials),
+        "infeasible_trials": sum(not t.measurement.feasible for t in trials),
+        "seconds": round(seconds, 1),
+        "searcher": experiment.searcher,
+        "prior": experiment.prior,
+        "seed": experiment.seed,
+        "slo": None
+        if experiment.replay
+        else {"latency_s": slo.latency_s, "percentile": slo.percentile, "max_error_rate": slo.max_error_rate},
+        "baseline": None,
+        "gain_over_baseline": None,
+        "probability_within_5_percent": None,
+        "stopped_because": "interrupted" if interrupted else (session.stopped_because if session is not None else ""),
+        "reason": "",
+        "notes": list(plan.notes) if plan is not None else [],
+        "environment": environment(command),
+        "timings_s": _timings(trials, starting_s, seconds),
+    }
+    if chosen is None or plan is None:
+        out["reason"] = _why_nothing(trials, interrupted=interrupted)
+        return out
+    own = [t for t in trials if t.configuration == chosen.configuration and t.objective is not None]
+    best = _most_trusted(own)
+    value = chosen.objective
+    out["configuration"] = chosen.configuration
+    out["objective"] = plan.objective.reported(value)
+    out["probability_within_5_percent"] = chosen.p_near_best
+    out["notes"] += list(best.measurement.notes)
+    if isinstance(plan.objective, ServingObjective):
+        peak = best.measurement.metrics["peak_rps"]
+        value = best.objective or 0.0
+        out["peak_rps"] = peak
+        out["peak_rps_interval"] = _interval(best.measurement)
+        out["objective"] = plan.objective.reported(value)
+        out["cost_per_hour"] = target.cost_per_hour(chosen.configuration)
+        out["copies"] = int(plan.objective.copies(peak))
+        at_peak = _probe_at(best.measurement, peak)
+        out["p99_s"] = at_peak.p99_s if at_peak is not None else None
+    base = _baseline(trials, plan.initial)
+    if base is not None and base.objective is not None:
+        out["baseline"] = {
+            "configuration": base.configuration,
+            "peak_rps": base.measurement.metrics.get("peak_rps"),
+            "objective": plan.objective.reported(base.objective),
+        }
+        out["gain_over_baseline"] = value / base.objective
+    out["summary"] = _summary(out, slo_ms=slo.latency_s * 1e3)
+    return out
+
+
+def _most_trusted(trials: Sequence[Trial]) -> Trial:
+    """The longest look at the chosen configuration: its confirmation, if it had one (of two, the median)."""
+    confirmed = [t for t in trials if t.stage == "confirm"] or list(trials)
+    middle = statistics.median_low([t.objective or 0.0 for t in confirmed])
+    return next(t for t in confirmed if (t.objective or 0.0) == middle)
+
+
+def _interval(measurement: Measurement) -> list[float] | None:
+    """From the highest rate that met the SLO to the lowest above it that missed."""
+    peak = measurement.metrics["peak_rps"]
+    missed = [
+        p.rate_rps
+        for p in measurement.probes
+        if p.kind == "open" and p.verdict is not Verdict.MET and p.rate_rps > peak
+    ]
+    return [peak, min(missed)] if missed else None
+
+
+def _probe_at(measurement: Measurement, rate_rps: float) -> Probe | None:
+    met = [p for p in measurement.probes if p.kind == "open" and p.verdict is Verdict.MET]
+    return min(met, key=lambda p: abs(p.rate_rps - rate_rps), default=None)
+
+
+def _baseline(trials: Sequence[Trial], initial: Sequence[Configuration]) -> Trial | None:
+    return next((t for t in trials if t.configuration in initial), None)
+
+
+def _timings(trials: Sequence[Trial], starting_s: float, seconds: float) -> dict[str, float]:
+    out: defaultdict[str, float] = defaultdict(float, {"starting Ray": starting_s})
+    for trial in trials:
+        for stage, spent in trial.measurement.timings_s.items():
+            out[stage] += spent
+    measured = sum(out.values())
+    out["deciding and the rest"] = max(0.0, seconds - measured)
+    return {stage: round(spent, 2) for stage, spent in out.items()}
+
+
+def _why_nothing(trials: Sequence[Trial], *, interrupted: bool) -> str:
+    if not trials:
+        return "interrupted before a trial had ended" if interrupted else "no trial was made"
+    reasons = Counter(t.measurement.infeasible_because or "rejected" for t in trials)
+    reason, count = reasons.most_common(1)[0]
+    return f"no configuration meets the SLO; {count} of {len(trials)} trials: {reason}"
+
+
+def _summary(result: dict[str, Any], slo_ms: float) -> str:
+    knobs = ", ".join(f"{name}={value}" for name, value in result["configuration"].items())
+    if result["peak_rps"] is None:
+        return f"{knobs}: {result['objective_name']} {result['objective']:.4g}"
+    text = f"{knobs}: {result['peak_rps']:.4g} RPS at p99 <= {slo_ms:g} ms for ${result['cost_per_hour']:.3g} an hour"
+    if result["copies"] and result["copies"] > 1:
+        text += f", {result['copies']} copies for {result['target_rps']:g} RPS"
+    if result["gain_over_baseline"] is not None:
+        text += f", {result['gain_over_baseline']:.2f}x the present configuration"
+    return text
+
+
+def closing_lines(result: dict[str, Any], report: Path, config: Path | None) -> list[str]:
+    """What the terminal says last."""
+    spent = f"{result.get('trials', 0)} trials, {result.get('seconds', 0):.0f} s"
+    if result.get("configuration") is None:
+        return [f"Nothing to recommend ({spent}): {result.get('reason', '')}", f"Report:  {report}"]
+    lines = [f"Best found ({spent}): {result['summary']}"]
+    if config is not None:
+        lines.append(f"Deploy:  serve run {config}")
+    return [*lines, f"Report:  {report}"]

@@ -1,0 +1,235 @@
+"""Records a surface: measures every configuration of an application's space, or a sample of them.
+
+    python -m morphling_ray.record --app module:app --out surfaces/mine --task my-model [--sample 40]
+
+Each configuration gets a full search for its peak, nothing is rejected early. The raw measurements, with every probe,
+go to `OUT/raw/TASK.jsonl` as they come, so that an interrupted recording goes on where it stopped; `surfaces.yaml` and
+`surfaces.csv` are made from all raw files in the folder, and are what `--replay` and `morphling_ray.train` read.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from morphling_ray.errors import InputError, MorphlingError, StoreError
+from morphling_ray.experiment import add_flags, resolve
+from morphling_ray.measurement import Measurement
+from morphling_ray.space import Configuration
+
+METRICS = ("peak_rps", "capacity_rps")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status (0, 2 bad input, 130 interrupted)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m morphling_ray.record", description="Measures the surface of a Ray Serve application."
+    )
+    add_flags(parser)
+    parser.add_argument(
+        "--out", metavar="DIR", required=True, help="folder of the surfaces; may hold other tasks already"
+    )
+    parser.add_argument("--record-task", metavar="NAME", help="name of the task (default: the application's attribute)")
+    parser.add_argument("--family", metavar="NAME", default="", help="kind of model (default: the task's name)")
+    parser.add_argument("--sample", metavar="N", type=int, help="measure only N configurations, drawn with --seed")
+    parser.add_argument(
+        "--repeats", metavar="N", type=int, default=1, help="measure each N times, in N rounds (default: 1)"
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        _record(arguments, list(sys.argv[1:] if argv is None else argv))
+    except MorphlingError as error:
+        sys.stderr.write(f"morphling_ray: {' '.join(str(error).split())}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command goes on from here\n")
+        return 130
+    return 0
+
+
+def _record(arguments: argparse.Namespace, argv: list[str]) -> None:
+    import random
+
+    from morphling_ray.cluster import connect, disconnect
+    from morphling_ray.console import quiet
+    from morphling_ray.evaluate.online import OnlineEvaluator
+    from morphling_ray.serving.deployment import free_port, leave_serve, start_serve
+    from morphling_ray.target import ServeTarget
+
+    experiment = resolve(arguments)
+    if arguments.repeats < 1 or (arguments.sample is not None and arguments.sample < 1):
+        raise InputError("--sample and --repeats must be at least 1")
+    target = ServeTarget(experiment)
+    task = arguments.record_task or experiment.app.rpartition(":")[2]
+    raw = Path(arguments.out) / "raw" / f"{task}.jsonl"
+    raw.parent.mkdir(parents=True, exist_ok=True)
+    with quiet(raw.parent / "ray.log") as console:
+        cluster = connect(experiment.address)
+        try:
+            target.plan(cluster)
+            ours, target.http_port = start_serve(http_port=free_port() if target.http else None)
+            plan = target.plan(cluster)
+            chosen = list(plan.space.configurations)
+            if arguments.sample is not None and arguments.sample < len(chosen):
+                chosen = random.Random(experiment.seed).sample(chosen, arguments.sample)
+            rounds = [(c, r) for r in range(arguments.repeats) for c in _fewest_restarts(chosen)]
+            evaluator = OnlineEvaluator(**plan.arguments)
+            say = _teller(console.stderr, f"{task}: ", len(rounds))
+            meta = {"family": arguments.family or task, "slo_p99_ms": experiment.slo_p99_ms, "command": argv}
+            measure_missing(raw, rounds, evaluator.measure, say, meta)
+            evaluator.close()
+            leave_serve(shut_down=ours, wait=False)
+        finally:
+            disconnect()
+        write_surfaces(Path(arguments.out))
+    (raw.parent / "ray.log").unlink(missing_ok=True)
+
+
+def _fewest_restarts(configurations: Iterable[Configuration]) -> list[Configuration]:
+    """Ordered so that replicas restart seldom: resources change last, live settings first."""
+    restarting = ("cpu_cores", "num_replicas", "num_gpus", "gpu_type")
+    return sorted(configurations, key=lambda c: [str(c.get(name, "")) for name in restarting])
+
+
+def _teller(stream: Any, prefix: str, total: int) -> Callable[[int, Measurement, float], None]:
+    """Says how far it is, and about how long it still takes."""
+    spent: list[float] = []
+
+    def tell(done: int, measurement: Measurement, seconds: float) -> None:
+        spent.append(seconds)
+        left = statistics.fmean(spent[-20:]) * (total - done) / 60
+        peak = measurement.metrics.get("peak_rps")
+        result = f"{peak:.4g} RPS" if peak else measurement.infeasible_because
+        knobs = " ".join(f"{k}={v}" for k, v in measurement.configuration.items())
+        print(
+            f"{prefix}{done}/{total}  {knobs}  {result}  ({seconds:.1f} s; {left:.0f} min left)",
+            file=stream,
+            flush=True,
+        )
+
+    return tell
+
+
+def measure_missing(
+    raw: Path,
+    rounds: Sequence[tuple[Configuration, int]],
+    measure: Callable[[Configuration], Measurement],
+    tell: Callable[[int, Measurement, float], None],
+    meta: dict[str, Any],
+) -> None:
+    """Measures what the raw file does not hold yet, a line for each.
+
+    Args:
+        raw: JSON lines; made if need be.
+        rounds: Configurations with the number of the repeat.
+        measure: Measures one.
+        tell: Told of each: how many are done, the measurement, its seconds.
+        meta: Written into every line.
+    """
+    from morphling_ray.environment import environment
+
+    have = {_key(line["configuration"], line["repeat"]) for line in read_raw(raw)} if raw.exists() else set()
+    around = {k: v for k, v in environment([]).items() if k not in ("command", "date")}
+    done = len([1 for c, r in rounds if _key(c, r) in have])
+    with raw.open("a", encoding="utf-8") as file:
+        for configuration, repeat in rounds:
+            if _key(configuration, repeat) in have:
+                continue
+            started = time.monotonic()
+            measurement = measure(configuration)
+            done += 1
+            line = {**measurement.to_dict(), "repeat": repeat, "date": time.strftime("%Y-%m-%d"), **meta, **around}
+            file.write(json.dumps(line, default=str).replace("Infinity", "null") + "\n")
+            file.flush()
+            tell(done, measurement, time.monotonic() - started)
+
+
+def _key(configuration: Configuration, repeat: int) -> str:
+    return json.dumps([configuration, repeat], sort_keys=True)
+
+
+def read_raw(path: Path) -> list[dict[str, Any]]:
+    """The lines of a raw file; half a last line, as a kill leaves it, is left out.
+
+    Raises:
+        StoreError: Another line is not JSON.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    out: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            out.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise StoreError(f"{path}, line {number}: not JSON") from error
+    return out
+
+
+def write_surfaces(folder: Path) -> None:
+    """Makes `surfaces.yaml` and `surfaces.csv` from the raw files: the median of the repeats, feasible if half were."""
+    import numpy as np
+
+    from morphling_ray.objective import Prices
+    from morphling_ray.space import Knob, SearchSpace
+    from morphling_ray.surface import Surface, SurfaceSet, save_surfaces
+
+    tasks = {path.stem: read_raw(path) for path in sorted((folder / "raw").glob("*.jsonl"))}
+    tasks = {task: lines for task, lines in tasks.items() if any(line["metrics"] for line in lines)}
+    if not tasks:
+        raise StoreError(f"{folder}: nothing was recorded that works")
+    every = [line for lines in tasks.values() for line in lines]
+    names = list(dict.fromkeys(name for line in every for name in line["configuration"]))
+    knobs = [Knob.infer(n, sorted({line["configuration"][n] for line in every}, key=_sortable)) for n in names]
+    surfaces: dict[str, Surface] = {}
+    for task, lines in tasks.items():
+        cells: dict[str, list[dict[str, Any]]] = {}
+        for line in lines:
+            cells.setdefault(_key(line["configuration"], 0), []).append(line)
+        space = SearchSpace(knobs, configurations=[c[0]["configuration"] for c in cells.values()])
+        works = [[line["metrics"] for line in c if line["metrics"]] for c in cells.values()]
+        feasible = np.array([2 * len(w) >= len(c) for w, c in zip(works, cells.values(), strict=True)])
+        metrics = {
+            m: np.array(
+                [np.median([w[m] for w in ws]) if ok else np.nan for ws, ok in zip(works, feasible, strict=True)]
+            )
+            for m in METRICS
+        }
+        surfaces[task] = Surface(task, lines[0]["family"], space, metrics, feasible)
+    first = every[0]
+    prices = Prices.load()
+    dates = sorted({line["date"] for line in every})
+    save_surfaces(
+        folder,
+        SurfaceSet(
+            name=folder.resolve().name,
+            about=(
+                f"Peak open-loop Poisson rate with p99 <= {first['slo_p99_ms']:g} ms, and closed-loop capacity, of "
+                f"Ray Serve applications on {first['cpus']} cores ({first['cpu']}), Ray {first['ray']}, torch "
+                f"{first['torch']}; recorded {dates[0]} to {dates[-1]}. Where all cores are the replica's, the load "
+                "driver shares them."
+            ),
+            source="python -m morphling_ray.record " + " ".join(first["command"]),
+            licence="Apache-2.0",
+            knobs=tuple(knobs),
+            better={"peak_rps": "higher", "capacity_rps": "higher"},
+            missing="absent",
+            cost=f"{prices.base} + {prices.cpu_core} * cpu_cores" if "cpu_cores" in names else None,
+            objectives={
+                "rps": {"maximize": "peak_rps"},
+                **({"rps_per_dollar": {"maximize": "peak_rps / cost"}} if "cpu_cores" in names else {}),
+            },
+            surfaces=surfaces,
+        ),
+    )
+
+
+def _sortable(value: Any) -> tuple[str, Any]:
+    return ("text", value) if isinstance(value, str) else ("number", float(value))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,299 @@
+"""One run, from an experiment to a recommendation: the steps of the main job, and what is kept of each."""
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from morphling_ray.cluster import Cluster, connect, disconnect
+from morphling_ray.errors import MorphlingError
+from morphling_ray.evaluate.lane import NAMESPACE, start_lane
+from morphling_ray.experiment import Experiment
+from morphling_ray.measurement import Measurement, Trial
+from morphling_ray.outcome import closing_lines, recommendation
+from morphling_ray.progress import Progress
+from morphling_ray.report import render
+from morphling_ray.search import check_searcher, make_sampler
+from morphling_ray.search.session import Ask, SearchSession
+from morphling_ray.store import RunDirectory
+from morphling_ray.target import Plan, ReplayTarget, ServeTarget, Target
+
+POLL_S = 0.25
+CONFIRMATIONS = 2  # of the last trials: the finalists are measured again
+TUNE_FOLDER = "tune"
+
+
+class Run:
+    """State of one run. Made by `prepare`; then `progress`, `search`, `release`, `conclude`, in this order."""
+
+    def __init__(
+        self, experiment: Experiment, target: Target, directory: RunDirectory, started: float, command: Sequence[str]
+    ) -> None:
+        self.experiment = experiment
+        self.directory = directory
+        self._target = target
+        self._started = started
+        self._command = command
+        self._show: Progress | None = None
+        self._cluster: Cluster | None = None
+        self._plan: Plan | None = None
+        self._session: SearchSession | None = None
+        self._lanes: list[Any] = []
+        self._serve_is_ours = False
+        self._asked: dict[int, tuple[Ask, float]] = {}
+        self._kept = directory.trials()  # of the run that is resumed
+        self._starting_s = 0.0
+        self._released = threading.Event()
+
+    @classmethod
+    def prepare(cls, experiment: Experiment, *, argv: Sequence[str], started: float, resume: str | None) -> "Run":
+        """Checks everything that can be checked without a cluster, then makes (or opens) the run directory.
+
+        Raises:
+            MorphlingError: Something cannot work; nothing was started and no directory was made.
+        """
+        check_searcher(experiment.searcher, Path(experiment.prior) if experiment.prior else None)
+        target: Target = ServeTarget(experiment) if experiment.replay is None else ReplayTarget(experiment)
+        if resume is not None:
+            return cls(experiment, target, RunDirectory.open(Path(resume)), started, argv)
+        directory = RunDirectory.create(Path(experiment.run_dir) if experiment.run_dir else None)
+        directory.write_experiment(experiment.to_dict())
+        return cls(experiment, target, directory, started, argv)
+
+    @property
+    def seconds(self) -> float:
+        """Since the command was started."""
+        return time.monotonic() - self._started
+
+    @contextmanager
+    def progress(self, stream: TextIO, *, quiet: bool) -> Iterator[None]:
+        """Shows the run on a stream while it goes on."""
+        from morphling_ray.target import UNITS
+
+        experiment = self.experiment
+        name = experiment.objective_name or experiment.objective
+        self._show = Progress(
+            stream,
+            max_trials=experiment.max_trials,
+            time_budget_s=experiment.time_budget,
+            objective_name=name,
+            unit=UNITS.get(name, ""),
+            reported=lambda value: self._plan.objective.reported(value) if self._plan else value,
+            clock=time.monotonic,
+            quiet=quiet,
+        )
+        with self._show:
+            yield
+
+    def search(self) -> None:
+        """Runs the search to its end.
+
+        Raises:
+            MorphlingError: The cluster cannot do what the experiment asks for.
+            KeyboardInterrupt: Passed on; everything finished is in the store.
+        """
+        self._say("starting Ray" if self.experiment.address is None else "connecting to Ray")
+        self._cluster = connect(self.experiment.address)
+        if isinstance(self._target, ServeTarget):
+            self._target.plan(self._cluster)  # what cannot work is said before anything is started on the cluster
+            self._start_serve(self._target)
+        self._plan = plan = self._target.plan(self._cluster)
+        self.directory.write_experiment({**self.experiment.to_dict(), **plan.space.to_dict()})
+        for note in plan.notes:
+            self._say(note)
+        self._lanes = [
+            start_lane(f"lane-{i}", plan.make_evaluator, plan.arguments) for i in range(self.experiment.concurrency)
+        ]
+        self._session = self._new_session(plan)
+        self._starting_s = self.seconds
+        poll = threading.Thread(target=self._poll_lanes, daemon=True)
+        poll.start()
+        try:
+            self._run_tune(self._session)
+        finally:
+            self._released.set()
+            poll.join(timeout=2.0)
+
+    def _start_serve(self, target: ServeTarget) -> None:
+        from morphling_ray.serving.deployment import free_port, start_serve
+
+        self._say("starting Ray Serve")
+        if target.http:
+            target.http_port = free_port()
+        self._serve_is_ours, port = start_serve(http_port=target.http_port)
+        if target.http:
+            target.http_port = port
+
+    def _new_session(self, plan: Plan) -> SearchSession:
+        experiment = self.experiment
+        sampler = make_sampler(
+            experiment.searcher,
+            plan.space,
+            plan.objective,
+            seed=experiment.seed,
+            prior=Path(experiment.prior) if experiment.prior else None,
+        )
+        session = SearchSession(
+            plan.space,
+            plan.objective,
+            sampler,
+            max_trials=experiment.max_trials,
+            time_budget_s=None if experiment.time_budget is None else max(0.0, experiment.time_budget - self.seconds),
+            clock=time.monotonic,
+            confirm=CONFIRMATIONS if self._target.needs_serve else 0,
+            initial=plan.initial,
+        )
+        for trial in self._kept:
+            session.replay(trial.number, trial.stage, trial.measurement)
+            if self._show is not None:
+                self._show.trial_finished(trial)
+        return session
+
+    def _run_tune(self, session: SearchSession) -> None:
+        from ray import tune
+
+        from morphling_ray.search.ray_searcher import SessionSearcher
+
+        searcher = SessionSearcher(session, on_ask=self._on_ask, on_trial=self._on_trial)
+        lanes = self.experiment.concurrency
+
+        def trial(config: dict[str, Any]) -> None:
+            import ray
+
+            # A trial holds no CPU (that is the replicas'), and a worker runs one trial after another.
+            lane = ray.get_actor(f"lane-{config['number'] % lanes}", namespace=NAMESPACE)
+            text = ray.get(lane.measure.remote(config))
+            tune.report({"measurement": text, "number": config["number"]})
+
+        tuner = tune.Tuner(
+            tune.with_resources(trial, tune.PlacementGroupFactory([{"CPU": 0, "memory": 1}])),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                num_samples=-1,  # the session says when it is over
+                max_concurrent_trials=lanes,
+                reuse_actors=True,
+                trial_dirname_creator=lambda t: f"trial-{t.trial_id}",
+            ),
+            run_config=tune.RunConfig(name=TUNE_FOLDER, storage_path=str(self.directory.path.resolve()), verbose=0),
+        )
+        tuner.fit()
+
+    def _on_ask(self, ask: Ask) -> None:
+        self._asked[ask.number] = ask, self.seconds
+        if self._show is not None:
+            self._show.trial_started(ask.number, ask.configuration, ask.stage)
+
+    def _on_trial(self, number: int, measurement: Measurement, objective: float | None) -> None:
+        ask, started = self._asked.pop(number)
+        trial = Trial(
+            number=number,
+            stage=ask.stage,
+            measurement=measurement,
+            objective=objective,
+            started_s=started,
+            seconds=self.seconds - started,
+        )
+        self.directory.append_trial(trial)
+        if self._show is not None:
+            self._show.trial_finished(trial)
+
+    def _poll_lanes(self) -> None:
+        """Passes on what the lanes are doing, until the search is over."""
+        import ray
+
+        while not self._released.wait(POLL_S):
+            for lane in self._lanes:
+                try:
+                    doing = ray.get(lane.stage.remote(), timeout=5.0)
+                except Exception:  # noqa: BLE001  a lane that does not answer is the trial's problem, not the display's
+                    continue
+                if doing is not None and doing[0] in self._asked and self._show is not None:
+                    self._show.stage(*doing)
+
+    def release(self, *, in_a_hurry: bool) -> None:
+        """Takes down what was put up: everything on a local cluster, on another one what is ours."""
+        self._released.set()
+        if self._cluster is None:
+            disconnect()  # connecting may have been interrupted half-way
+            return
+        self._say("shutting down")
+        if not self._cluster.local:
+            self._leave_cluster(in_a_hurry=in_a_hurry)
+        disconnect()
+        shutil.rmtree(
+            self.directory.path / TUNE_FOLDER, ignore_errors=True
+        )  # all of it is in trials.jsonl, in our form
+
+    def _leave_cluster(self, *, in_a_hurry: bool) -> None:
+        import ray
+
+        for lane in self._lanes:
+            try:
+                ray.get(lane.close.remote(), timeout=2.0 if in_a_hurry else 20.0)
+            except Exception:  # noqa: BLE001  a lane in the middle of a trial does not answer; its actors end with it
+                ray.kill(lane)
+        if self._target.needs_serve:
+            from morphling_ray.serving.deployment import leave_serve
+
+            leave_serve(shut_down=self._serve_is_ours, wait=not in_a_hurry)
+
+    def conclude(self, *, interrupted: bool) -> dict[str, Any]:
+        """Writes recommendation.json and serve_config.yaml; returns what the last line on stdout says."""
+        trials = self.directory.trials()
+        result = recommendation(
+            self.experiment,
+            self._plan,
+            self._session,
+            trials,
+            target=self._target,
+            run_dir=str(self.directory.path),
+            seconds=self.seconds,
+            starting_s=self._starting_s,
+            interrupted=interrupted,
+            command=self._command,
+        )
+        if result["configuration"] is not None:
+            header = (
+                f"# {result['summary']}\n# Measured by morphling_ray; report.html beside this file has the evidence.\n"
+            )
+            text = self._target.serve_config(result["configuration"], header)
+            if text is not None:
+                self.directory.write_text("serve_config.yaml", text)
+        self.directory.write_recommendation(result)
+        self.directory.write_text("report.html", render(self.directory.path))
+        short = ("run_dir", "configuration", "peak_rps", "objective", "objective_name", "cost_per_hour", "p99_s")
+        return {**{k: result[k] for k in short}, "trials": result["trials"], "seconds": result["seconds"]}
+
+    def closing_lines(self) -> list[str]:
+        """What a person is told in the end."""
+        folder = self.directory.path
+        config = folder / "serve_config.yaml"
+        stored = self.directory.recommendation() or {}
+        return closing_lines(stored, folder / "report.html", config if config.exists() else None)
+
+    def discard_if_empty(self) -> None:
+        """Removes a run directory in which nothing was measured."""
+        if not self.directory.trials() and not (self.directory.path / "recommendation.json").exists():
+            shutil.rmtree(self.directory.path, ignore_errors=True)
+
+    def dry_run(self) -> dict[str, Any]:
+        """What would be searched, on a cluster like this machine; leaves nothing behind."""
+        import os
+
+        here = Cluster(local=True, nodes=({"CPU": float(len(os.sched_getaffinity(0)))},))
+        try:
+            plan = self._target.plan(here)
+        except MorphlingError:
+            self.discard_if_empty()
+            raise
+        self.discard_if_empty()
+        experiment = replace(self.experiment, space=plan.space.to_dict()["space"])
+        return {**experiment.to_dict(), "configurations": len(plan.space), "constraints": list(plan.space.constraints)}
+
+    def _say(self, text: str) -> None:
+        if self._show is not None:
+            self._show.message(text)

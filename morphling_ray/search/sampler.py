@@ -1,0 +1,59 @@
+"""What proposes configurations: one small protocol that every search method fulfils.
+
+A sampler is pure bookkeeping and arithmetic: no clock, no Ray, no files. Equal seed and equal observations give equal
+proposals, in every process; it can be pickled in the middle of a search.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from morphling_ray.measurement import Measurement
+from morphling_ray.space import Configuration
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommendation:
+    """What to deploy, as far as is known.
+
+    Attributes:
+        configuration: A configuration that was measured and works.
+        objective: Its expected objective (what was measured, where the sampler has no model).
+        sd: Standard deviation of that, or None without a model.
+        p_near_best: Probability that it is within 5 % of the best in the space, or None without a model.
+    """
+
+    configuration: Configuration
+    objective: float
+    sd: float | None = None
+    p_near_best: float | None = None
+
+
+class Sampler(Protocol):
+    """Proposes configurations, is told what they measured, and recommends one."""
+
+    def suggest(self) -> Configuration | None:
+        """The configuration to measure next, never one that was suggested before; None when the space is exhausted.
+
+        It counts as pending until it is observed.
+        """
+        ...
+
+    def reserve(self, configuration: Configuration) -> None:
+        """Says that a configuration is being measured which was not suggested (the user's present one)."""
+        ...
+
+    def observe(self, configuration: Configuration, measurement: Measurement) -> None:
+        """Tells what was measured. The same configuration may be observed again: another noisy look at the same point.
+
+        Infeasible measurements, missing, NaN or bounded metrics are all data. The configuration need not be of the
+        space, but must have its knobs.
+        """
+        ...
+
+    def recommend(self) -> Recommendation | None:
+        """The best of what was measured and works, by expected objective; None before there is any."""
+        ...
+
+    def finalists(self, count: int) -> list[Configuration]:
+        """Up to `count` measured configurations worth measuring again, best first, without clearly worse ones."""
+        ...

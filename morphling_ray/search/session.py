@@ -1,0 +1,286 @@
+"""One search from the first trial to the recommendation: what is tried next, and when it is over. Knows no Ray.
+
+    while not session.finished:
+        ask = session.next()                               # None: wait for one of those that are being measured
+        measurement = evaluator.measure(ask.configuration, needed=ask.needed, confirm=ask.stage == "confirm")
+        session.tell(ask.number, measurement)
+
+Configurations that the user gave come first, then what the sampler suggests, and last the finalists once more, in turn,
+so that the recommendation does not rest on one lucky measurement.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from morphling_ray.errors import SpaceError
+from morphling_ray.measurement import Measurement
+from morphling_ray.objective import Objective
+from morphling_ray.search.history import pinned
+from morphling_ray.search.sampler import Sampler
+from morphling_ray.space import Configuration, SearchSpace
+
+SEARCH, CONFIRM = "search", "confirm"
+
+_FINALISTS = 2
+_CONFIRM_FROM = 5  # with fewer trials, each is worth more as a new configuration
+_CONFIRM_WEIGHT = 2.0  # a confirming measurement is longer: it counts as much as two others
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """A trial to make.
+
+    Attributes:
+        number: Of the trial, from 1.
+        configuration: What to measure.
+        stage: `search`, or `confirm` for a finalist that is measured again.
+        needed: By metric, what it takes to beat the best so far; empty where the trial must be measured in full.
+    """
+
+    number: int
+    configuration: Configuration
+    stage: str
+    needed: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a search recommends.
+
+    Attributes:
+        configuration: The configuration.
+        metrics: Geometric means over its measurements, confirming ones counted twice.
+        objective: The objective at these.
+        expected_objective: What the sampler expects of it, which is less than a lucky measurement says.
+        sd: Standard deviation of that, or None without a model.
+        p_near_best: Probability that it is within 5 % of the best in the space, or None without a model.
+        trials: Numbers of the trials that measured it.
+        confirmed: Whether one of them was a confirmation.
+    """
+
+    configuration: Configuration
+    metrics: Mapping[str, float]
+    objective: float
+    expected_objective: float
+    sd: float | None
+    p_near_best: float | None
+    trials: tuple[int, ...]
+    confirmed: bool
+
+
+class SearchSession:
+    """Decides what is tried next.
+
+    Args:
+        space: The candidates.
+        objective: What to maximise.
+        sampler: Proposes and recommends.
+        max_trials: At most so many, confirmations included.
+        time_budget_s: No trial begins later than this after the session was made; None: no limit.
+        clock: Seconds, from any origin.
+        confirm: How many of the trials, the last ones, measure finalists again; none if there are fewer than 5 trials.
+        initial: Configurations to try first, for example the present one. They may lie outside the space.
+        give_up_after: End the search if so many first trials all fail for one and the same reason; 0: never.
+
+    Raises:
+        SpaceError: An initial configuration lacks a knob.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        objective: Objective,
+        sampler: Sampler,
+        *,
+        max_trials: int,
+        time_budget_s: float | None,
+        clock: Callable[[], float],
+        confirm: int,
+        initial: Sequence[Configuration] = (),
+        give_up_after: int = 3,
+    ) -> None:
+        names = [knob.name for knob in space.knobs]
+        for configuration in initial:
+            if missing := [name for name in names if name not in configuration]:
+                raise SpaceError(f"the configuration {dict(configuration)} to try first lacks {', '.join(missing)}")
+        self._space = space
+        self._objective = objective
+        self._sampler = sampler
+        self._max_trials = max_trials
+        self._search_trials = max_trials - (min(confirm, max_trials) if max_trials >= _CONFIRM_FROM else 0)
+        self._deadline = None if time_budget_s is None else clock() + time_budget_s
+        self._clock = clock
+        self._initial = [{name: configuration[name] for name in names} for configuration in initial]
+        self._give_up_after = give_up_after
+        self._outstanding: dict[int, Ask] = {}
+        self._told: list[tuple[int, str, Measurement]] = []
+        self._last_number = 0
+        self._asked = 0  # trials that were begun, those of an earlier session included
+        self._exhausted = False
+        self._plan: list[Configuration] | None = None  # finalists still to be confirmed
+        self.stopped_because = ""
+        """Why the search ended before its trials were used up; empty if it did not."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is being measured and nothing will be asked any more."""
+        return not self._outstanding and not self.more
+
+    @property
+    def more(self) -> bool:
+        """Whether another trial may begin, now or once others have ended."""
+        if self.stopped_because or self._asked >= self._max_trials:
+            return False
+        undecided = self._plan is None and bool(self._outstanding)  # finalists are not known yet
+        more = self._searching() or undecided or bool(self._confirmations())
+        if more and self._deadline is not None and self._clock() >= self._deadline:
+            self.stopped_because = "the time budget is used up"
+            return False
+        return more
+
+    @property
+    def outstanding(self) -> tuple[Ask, ...]:
+        """What is being measured."""
+        return tuple(self._outstanding.values())
+
+    def next(self) -> Ask | None:
+        """What to measure now; None if that depends on what is being measured, or if the search is over."""
+        if not self.more:
+            return None
+        if self._searching():
+            given = self._initial.pop(0) if self._initial else None
+            if given is not None:
+                self._sampler.reserve(given)
+                return self._begin(given, SEARCH, {})  # measured in full: it is what all others are compared with
+            if (configuration := self._sampler.suggest()) is not None:
+                return self._begin(configuration, SEARCH, self._needed(configuration))
+            self._exhausted = True
+        plan = self._confirmations()
+        if not plan:
+            return None
+        self._sampler.reserve(plan[0])
+        return self._begin(plan.pop(0), CONFIRM, {})
+
+    def tell(self, number: int, measurement: Measurement) -> float | None:
+        """Takes in what a trial measured.
+
+        Returns:
+            The objective; None where the trial is infeasible, lacks a metric or breaks a bound.
+
+        Raises:
+            KeyError: No trial of that number is being measured.
+        """
+        ask = self._outstanding.pop(number)
+        return self._record(number, ask.stage, measurement)
+
+    def replay(self, number: int, stage: str, measurement: Measurement) -> float | None:
+        """Takes in a trial of an earlier, interrupted session, in the order in which they ended; see `tell`."""
+        self._initial = [c for c in self._initial if c != measurement.configuration]
+        if self._plan is None and stage == CONFIRM:
+            self._confirmations()
+        if self._plan and stage == CONFIRM and measurement.configuration in self._plan:
+            self._plan.remove(measurement.configuration)
+        self._last_number = max(self._last_number, number)
+        self._asked += 1
+        return self._record(number, stage, measurement)
+
+    def resume(self, ask: Ask) -> None:
+        """Goes on waiting for a trial that an earlier session had begun."""
+        self._initial = [c for c in self._initial if c != ask.configuration]
+        self._last_number = max(self._last_number, ask.number)
+        self._asked += 1
+        self._outstanding[ask.number] = ask
+        self._sampler.reserve(ask.configuration)
+
+    def recommendation(self) -> Outcome | None:
+        """The best configuration so far, by what the sampler expects; None while nothing works."""
+        found = self._sampler.recommend()
+        if found is None:
+            return None
+        mine = self._pinned_trials(found.configuration)
+        metrics = _pooled([(s, m) for _, s, m in mine])
+        value = self._value(found.configuration, metrics)
+        return Outcome(
+            configuration=found.configuration,
+            metrics=metrics,
+            objective=value if value is not None else 0.0,
+            expected_objective=found.objective,
+            sd=found.sd,
+            p_near_best=found.p_near_best,
+            trials=tuple(n for n, _, _ in mine),
+            confirmed=any(s == CONFIRM for _, s, _ in mine),
+        )
+
+    def _searching(self) -> bool:
+        return not self._exhausted and self._plan is None and self._asked < self._search_trials
+
+    def _confirmations(self) -> list[Configuration]:
+        """Finalists still to be measured again; chosen once, when everything else has ended."""
+        if self._plan is None and not self._searching() and not self._outstanding:
+            count = self._max_trials - self._search_trials
+            finalists = self._sampler.finalists(_FINALISTS) if count else []
+            self._plan = (finalists * count)[: count if len(finalists) > 1 else (count + 1) // 2]
+        return self._plan or []
+
+    def _begin(self, configuration: Configuration, stage: str, needed: Mapping[str, float]) -> Ask:
+        self._last_number += 1
+        self._asked += 1
+        ask = Ask(number=self._last_number, configuration=configuration, stage=stage, needed=needed)
+        self._outstanding[ask.number] = ask
+        return ask
+
+    def _record(self, number: int, stage: str, measurement: Measurement) -> float | None:
+        self._told.append((number, stage, measurement))
+        self._sampler.observe(measurement.configuration, measurement)
+        first = self._told[: self._give_up_after]
+        if 0 < self._give_up_after == len(self._told):
+            reasons = {" ".join(m.infeasible_because.split()) for _, _, m in first}
+            if len(reasons) == 1 and "" not in reasons:
+                self.stopped_because = f"the first {len(first)} trials all failed: {reasons.pop()}"
+        return self._value(measurement.configuration, measurement.metrics) if measurement.feasible else None
+
+    def _value(self, configuration: Configuration, metrics: Mapping[str, float]) -> float | None:
+        """The objective; None where a metric is missing or no positive number, or a bound is broken."""
+        known = {name: metrics.get(name, np.nan) for name in self._objective.metrics}
+        if not all(np.isfinite(v) and v > 0 for v in known.values()):
+            return None
+        value = float(np.asarray(self._objective(configuration, {**metrics, **known})))
+        return value if np.isfinite(value) and value > 0 else None
+
+    def _needed(self, configuration: Configuration) -> dict[str, float]:
+        """The peak that beats the best so far, where the objective can say it."""
+        needed_peak_rps = getattr(self._objective, "needed_peak_rps", None)
+        best = max(
+            (v for _, _, m in self._told if (v := self._pinned_value(m.configuration)) is not None), default=None
+        )
+        if needed_peak_rps is None or best is None:
+            return {}
+        peak = float(needed_peak_rps(configuration, best))
+        return {"peak_rps": peak} if np.isfinite(peak) and peak > 0 else {}
+
+    def _pinned_value(self, configuration: Configuration) -> float | None:
+        """The objective of a configuration from all its trials that give every metric."""
+        mine = self._pinned_trials(configuration)
+        return self._value(configuration, _pooled([(s, m) for _, s, m in mine])) if mine else None
+
+    def _pinned_trials(self, configuration: Configuration) -> list[tuple[int, str, Measurement]]:
+        names = [knob.name for knob in self._space.knobs]
+        key = [configuration[name] for name in names]
+        same = [t for t in self._told if [t[2].configuration[name] for name in names] == key]
+        return [t for t in same if len(pinned(t[2], self._objective.metrics)) == len(self._objective.metrics)]
+
+
+def _pooled(measurements: Sequence[tuple[str, Measurement]]) -> dict[str, float]:
+    """Weighted geometric means of metrics over repeats of one configuration."""
+    names = dict.fromkeys(name for _, m in measurements for name in m.metrics)
+    out = {}
+    for name in names:
+        each = [
+            (_CONFIRM_WEIGHT if s == CONFIRM else 1.0, m.metrics[name]) for s, m in measurements if name in m.metrics
+        ]
+        good = [(w, np.log(v)) for w, v in each if np.isfinite(v) and v > 0]
+        if good:
+            out[name] = float(np.exp(sum(w * v for w, v in good) / sum(w for w, _ in good)))
+    return out

@@ -1,0 +1,172 @@
+"""Brings a configuration up on Ray Serve and says which processes serve it.
+
+Everything goes through Serve's own config schema, so what is measured is what `serve run` brings up later. A change of
+`user_config` reaches the live replicas in a third of a second; a change of resources starts new ones.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
+
+from morphling_ray.serving.application import ApplicationFacts
+from morphling_ray.serving.serve_config import APP_NAME, application_config, expected_replicas
+from morphling_ray.space import Configuration
+
+POLL_S = 0.02
+
+
+class DeploymentFailed(Exception):
+    """The candidate did not come up, which ends in a measurement. `reason` is one line, `log` what Serve said."""
+
+    def __init__(self, reason: str, log: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.log = log
+
+
+@dataclass(frozen=True)
+class Replica:
+    """A running replica: its process and where that is."""
+
+    replica_id: str
+    pid: int
+    node_id: str
+
+
+class Deployer:
+    """Serves one application, in one configuration at a time.
+
+    Args:
+        facts: The application.
+        startup_timeout_s: A candidate that is not up by then has failed.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self, facts: ApplicationFacts, *, startup_timeout_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._facts = facts
+        self._startup_timeout_s = startup_timeout_s
+        self._clock = clock
+        self._client: Any = _get_global_client()
+
+    def deploy(self, configuration: Configuration) -> list[Replica]:
+        """Applies a configuration and waits until all of its replicas answer.
+
+        Raises:
+            DeploymentFailed: A replica failed to start, or it took too long.
+        """
+        config = application_config(self._facts, configuration)
+        for deployment in config["deployments"]:
+            # Requests of an ended probe are of no interest, so the replica before need not finish them.
+            deployment.update(graceful_shutdown_wait_loop_s=0.05, graceful_shutdown_timeout_s=1.0)
+        self._client.deploy_apps(ServeDeploySchema.model_validate({"applications": [*self._others(), config]}))
+        deadline = self._clock() + self._startup_timeout_s
+        expected = expected_replicas(self._facts, configuration)
+        while True:
+            application = self._details()
+            status = str(getattr(application.get("status"), "value", application.get("status")))
+            replicas = _running(application)
+            if status == "RUNNING" and len(replicas) == expected:
+                return replicas
+            if log := _failure(application, status):
+                raise DeploymentFailed(_reason(log), log)
+            if self._clock() > deadline:
+                raise DeploymentFailed(
+                    f"start-up timeout: not up after {self._startup_timeout_s:g} s",
+                    "\n".join(d["message"] for d in application.get("deployments", {}).values()),
+                )
+            time.sleep(POLL_S)
+
+    def replicas(self) -> list[Replica]:
+        """The replicas that run now."""
+        return _running(self._details())
+
+    def delete(self, *, wait: bool) -> None:
+        """Takes the application down."""
+        self._client.delete_apps([APP_NAME], blocking=wait)
+
+    def _details(self) -> dict[str, Any]:
+        applications = self._client.get_serve_details()["applications"]
+        details: dict[str, Any] = applications.get(APP_NAME, {})
+        return details
+
+    def _others(self) -> list[dict[str, Any]]:
+        """Configs of other applications on this cluster: Serve would delete what a new config leaves out."""
+        applications = self._client.get_serve_details()["applications"]
+        return [
+            a["deployed_app_config"]
+            for name, a in applications.items()
+            if name != APP_NAME and a.get("deployed_app_config")
+        ]
+
+
+def free_port() -> int:
+    """A TCP port on the loopback interface that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def start_serve(*, http_port: int | None) -> tuple[bool, int | None]:
+    """Starts Serve where it does not run yet; without a proxy unless a port for HTTP is given.
+
+    Returns:
+        Whether it was started here (and so is ours to shut down), and the port on which it takes HTTP.
+    """
+    client: Any = _get_global_client(raise_if_no_controller_running=False)
+    if client is not None:
+        return False, client.http_config.port
+    if http_port is None:
+        serve.start(proxy_location="Disabled")
+    else:
+        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": http_port})
+    return True, http_port
+
+
+def leave_serve(*, shut_down: bool, wait: bool) -> None:
+    """Takes our application down, or all of Serve where we started it."""
+    if shut_down:
+        serve.shutdown()
+    else:
+        _get_global_client().delete_apps([APP_NAME], blocking=wait)
+
+
+def _running(application: dict[str, Any]) -> list[Replica]:
+    return [
+        Replica(replica_id=r["replica_id"], pid=r["pid"], node_id=str(r.get("node_id")))
+        for d in application.get("deployments", {}).values()
+        for r in d["replicas"]
+        if str(getattr(r["state"], "value", r["state"])) == "RUNNING" and r.get("pid")
+    ]
+
+
+def _failure(application: dict[str, Any], status: str) -> str:
+    """What Serve says of a failure, or nothing. The first failed replica counts: nobody waits for its retries."""
+    messages = [str(d["message"]) for d in application.get("deployments", {}).values() if d["message"]]
+    if status in ("DEPLOY_FAILED", "UNHEALTHY"):
+        return "\n".join([str(application.get("message", "")), *messages]).strip() or status
+    return "\n".join(m for m in messages if "failed to start" in m or "Failed to update" in m)
+
+
+def _reason(log: str) -> str:
+    """The last line of a traceback says what happened; memory errors get the field's usual name first."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line.split(":")[0] or "Exception" in line.split(":")[0]]
+    text = (errors or lines or ["unknown"])[-1][:300]
+    if any(mark in log for mark in ("OutOfMemory", "out of memory", "MemoryError")):
+        return f"out of memory on load: {text}"
+    return f"failed to start: {text}"
+
+
+def is_local(replica: Replica, node_id: str) -> bool:
+    """Whether the replica's process can be seen from here."""
+    return replica.node_id == node_id and os.path.exists(f"/proc/{replica.pid}")

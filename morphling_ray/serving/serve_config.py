@@ -1,0 +1,214 @@
+"""A configuration as a Ray Serve config: what is measured is exactly what is deployed afterwards.
+
+Each knob names a place in the config. Usual knobs have short names; any other name is a key of the deployment's
+`user_config`, or a full path, `deployments.NAME.FIELD...`.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from morphling_ray.errors import InputError
+from morphling_ray.serving.application import ApplicationFacts, DeploymentFacts, python_path
+from morphling_ray.serving.limits import cpu_environment
+from morphling_ray.space import Configuration, Knob, Value
+
+APP_NAME = "morphling"
+SHORT_NAMES: dict[str, tuple[str, ...]] = {
+    "cpu_cores": ("cpu_cores",),  # not a field of Serve: num_cpus, and cores that bind
+    "num_replicas": ("num_replicas",),
+    "max_ongoing_requests": ("max_ongoing_requests",),
+    "num_gpus": ("ray_actor_options", "num_gpus"),
+    "gpu_type": ("ray_actor_options", "accelerator_type"),
+}
+FIELDS = {
+    "num_replicas",
+    "max_ongoing_requests",
+    "max_queued_requests",
+    "user_config",
+    "autoscaling_config",
+    "ray_actor_options",
+    "cpu_cores",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a knob's value goes: a deployment, and the keys below it."""
+
+    deployment: str
+    keys: tuple[str, ...]
+
+
+def place_of(name: str, facts: ApplicationFacts) -> Place:
+    """The place in the Serve config that a knob names.
+
+    Raises:
+        InputError: There is no such place, or more than one deployment could be meant.
+    """
+    if name.startswith("deployments."):
+        for deployment in facts.deployments:
+            prefix = f"deployments.{deployment}."
+            if name.startswith(prefix):
+                keys = tuple(name[len(prefix) :].split("."))
+                if keys[0] in FIELDS and all(keys):
+                    return Place(deployment, keys)
+                raise InputError(
+                    f"unknown knob {name!r}: after the deployment comes one of {', '.join(sorted(FIELDS))}"
+                )
+        raise InputError(f"unknown knob {name!r}: the application's deployments are {', '.join(facts.deployments)}")
+    if name in SHORT_NAMES:
+        if len(facts.deployments) > 1:
+            choices = " or ".join(f"deployments.{d}.{'.'.join(SHORT_NAMES[name])}" for d in facts.deployments)
+            raise InputError(f"knob {name!r}: the application has several deployments; write {choices}")
+        return Place(facts.ingress, SHORT_NAMES[name])
+    owners = [d.name for d in facts.deployments.values() if d.user_config is not None and name in d.user_config]
+    if len(owners) == 1:
+        return Place(owners[0], ("user_config", name))
+    if len(owners) > 1:
+        choices = " or ".join(f"deployments.{d}.user_config.{name}" for d in owners)
+        raise InputError(f"knob {name!r}: several deployments have it; write {choices}")
+    declared = sorted({key for d in facts.deployments.values() for key in d.user_config or {}})
+    raise InputError(
+        f"unknown knob {name!r}: the application takes {', '.join([*SHORT_NAMES, *declared])}"
+        + ("" if declared else " (and the keys of user_config, if a deployment declares one)")
+    )
+
+
+def check_knobs(knobs: tuple[Knob, ...], facts: ApplicationFacts) -> None:
+    """Checks that each knob has a place and each value fits it.
+
+    Raises:
+        InputError: One has not, or does not.
+    """
+    for knob in knobs:
+        key = place_of(knob.name, facts).keys[-1]
+        whole = key in ("cpu_cores", "num_replicas", "max_ongoing_requests")
+        for value in knob.values:
+            if whole and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise InputError(f"knob {knob.name!r} takes whole numbers from 1, got {value!r}")
+            if key == "num_gpus" and (isinstance(value, (bool, str)) or value < 0):
+                raise InputError(f"knob {knob.name!r} takes numbers from 0, got {value!r}")
+
+
+def present_configuration(knobs: tuple[Knob, ...], facts: ApplicationFacts) -> Configuration | None:
+    """The knobs' values as the application's code sets them; None where one is not among the knob's values."""
+    present: Configuration = {}
+    for knob in knobs:
+        place = place_of(knob.name, facts)
+        value = _declared(facts.deployments[place.deployment], place.keys)
+        if value is None or value not in knob.values:
+            return None
+        present[knob.name] = value
+    return present
+
+
+def _declared(deployment: DeploymentFacts, keys: tuple[str, ...]) -> Value | None:
+    if keys == ("cpu_cores",):
+        return int(deployment.ray_actor_options.get("num_cpus", 1) or 1)
+    if keys == ("num_replicas",):
+        return deployment.num_replicas or 1
+    if keys == ("max_ongoing_requests",):
+        return deployment.max_ongoing_requests
+    node: Any = {"user_config": deployment.user_config, "ray_actor_options": deployment.ray_actor_options}
+    for key in keys:
+        node = node.get(key) if isinstance(node, dict) else None
+    return node if isinstance(node, (int, float, str, bool)) else None
+
+
+def application_config(facts: ApplicationFacts, configuration: Mapping[str, Value]) -> dict[str, Any]:
+    """One entry of a Serve config's `applications`: the application with one configuration applied."""
+    deployments: dict[str, dict[str, Any]] = {}
+    for deployment in facts.deployments.values():
+        entry: dict[str, Any] = {"name": deployment.name}
+        # A config replaces what the code declares, so what must stay is repeated.
+        if deployment.user_config is not None:
+            entry["user_config"] = copy.deepcopy(deployment.user_config)
+        entry["ray_actor_options"] = copy.deepcopy(deployment.ray_actor_options)
+        if deployment.autoscaled:
+            # A peak belongs to a fixed number of replicas; autoscaling would move it during the measurement.
+            entry["num_replicas"], entry["autoscaling_config"] = 1, None
+        deployments[deployment.name] = entry
+    for name, value in configuration.items():
+        place = place_of(name, facts)
+        entry = deployments[place.deployment]
+        if place.keys == ("cpu_cores",):
+            entry["ray_actor_options"]["num_cpus"] = value
+            _environment(entry).update(cpu_environment(int(value)))
+        else:
+            _put(entry, place.keys, value)
+    for deployment in facts.deployments.values():
+        _environment(deployments[deployment.name]).update(python_path(facts.folder))
+        _allow_enough_requests(deployments[deployment.name], deployment)
+    config: dict[str, Any] = {"name": APP_NAME, "route_prefix": "/", "import_path": facts.import_path}
+    if facts.folder:
+        config["runtime_env"] = {"env_vars": python_path(facts.folder)}
+    config["deployments"] = [_without_empty(entry) for entry in deployments.values()]
+    return config
+
+
+def serve_config(facts: ApplicationFacts, configuration: Mapping[str, Value]) -> dict[str, Any]:
+    """A whole Serve config, as `serve run` and `serve deploy` take it."""
+    return {
+        "proxy_location": "EveryNode",
+        "http_options": {"host": "127.0.0.1", "port": 8000},
+        "applications": [application_config(facts, configuration)],
+    }
+
+
+def resources(facts: ApplicationFacts, configuration: Mapping[str, Value]) -> dict[str, float]:
+    """Ray resources that the configuration holds in all: `CPU`, `GPU`, and `accelerator_type:X` for each type named."""
+    total: dict[str, float] = {"CPU": 0.0, "GPU": 0.0}
+    for entry in application_config(facts, configuration)["deployments"]:
+        options = entry.get("ray_actor_options", {})
+        replicas = entry.get("num_replicas") or facts.deployments[entry["name"]].num_replicas or 1
+        total["CPU"] += replicas * float(options.get("num_cpus", 1))
+        gpus = float(options.get("num_gpus") or (1 if options.get("accelerator_type") else 0))
+        total["GPU"] += replicas * gpus
+        if options.get("accelerator_type"):
+            total[f"accelerator_type:{options['accelerator_type']}"] = 0.001
+    return total
+
+
+def expected_replicas(facts: ApplicationFacts, configuration: Mapping[str, Value]) -> int:
+    """Replicas of all deployments together."""
+    entries = application_config(facts, configuration)["deployments"]
+    return sum(e.get("num_replicas") or facts.deployments[e["name"]].num_replicas or 1 for e in entries)
+
+
+def largest_batch(configuration: Mapping[str, Value]) -> int:
+    """The largest batch that any knob allows: how many requests must be in flight to fill it."""
+    sizes = [v for k, v in configuration.items() if k.split(".")[-1] == "max_batch_size" and isinstance(v, int)]
+    return max(sizes, default=8)
+
+
+def _put(entry: dict[str, Any], keys: tuple[str, ...], value: Value) -> None:
+    for key in keys[:-1]:
+        entry = entry.setdefault(key, {})
+    entry[keys[-1]] = value
+
+
+def _environment(entry: dict[str, Any]) -> dict[str, str]:
+    variables: dict[str, str] = entry["ray_actor_options"].setdefault("runtime_env", {}).setdefault("env_vars", {})
+    return variables
+
+
+def _allow_enough_requests(entry: dict[str, Any], deployment: DeploymentFacts) -> None:
+    """Serve's default limit of requests in flight is small, and would be what a load test finds."""
+    if "max_ongoing_requests" not in entry and deployment.max_ongoing_requests is None:
+        batch = (entry.get("user_config") or {}).get("max_batch_size", 1)
+        entry["max_ongoing_requests"] = max(100, 4 * batch if isinstance(batch, int) else 0)
+
+
+def _without_empty(entry: dict[str, Any]) -> dict[str, Any]:
+    options = dict(entry["ray_actor_options"])
+    if not options.get("runtime_env", {}).get("env_vars", True):
+        runtime_env = {k: v for k, v in options["runtime_env"].items() if k != "env_vars"}
+        options["runtime_env"] = runtime_env
+    if not options.get("runtime_env", True):
+        options.pop("runtime_env")
+    out = {k: v for k, v in entry.items() if k != "ray_actor_options"}
+    if options:
+        out["ray_actor_options"] = options
+    return out

@@ -1,0 +1,226 @@
+"""What a run searches: the space, the objective, how it is measured, and what a result means in the end.
+
+Two kinds, alike to everything else: a Serve application, and a task of a recorded set.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from morphling_ray.cluster import Cluster
+from morphling_ray.errors import InputError
+from morphling_ray.experiment import DEMO, Experiment, read_request
+from morphling_ray.objective import ExpressionObjective, Objective, Prices, ServingObjective
+from morphling_ray.space import Configuration, SearchSpace
+
+UNITS = {"rps": "RPS", "rps_per_dollar": "RPS per $/h", "cheapest": "$/h"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a search needs to know.
+
+    Attributes:
+        space: All configurations that the cluster can hold.
+        objective: What is maximised.
+        unit: Unit of the objective as it is reported.
+        initial: Measured first: the application's present configuration, where it is in the space.
+        make_evaluator: Called in the lane's process with `arguments`.
+        arguments: Keyword arguments.
+        notes: What the user should know about the plan.
+    """
+
+    space: SearchSpace
+    objective: Objective
+    unit: str
+    initial: tuple[Configuration, ...]
+    make_evaluator: Callable[..., Any]
+    arguments: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+class Target(Protocol):
+    """A Serve application or a recorded task."""
+
+    needs_serve: bool
+
+    def plan(self, cluster: Cluster) -> Plan:
+        """What to search on this cluster.
+
+        Raises:
+            InputError: The cluster lacks what the space asks for.
+        """
+        ...
+
+    def cost_per_hour(self, configuration: Configuration) -> float | None:
+        """Dollars an hour of one copy; None where there are no prices."""
+        ...
+
+    def serve_config(self, configuration: Configuration, header: str) -> str | None:
+        """The Serve config as text; None where there is nothing to deploy."""
+        ...
+
+
+class ServeTarget:
+    """A Serve application, measured online.
+
+    Args:
+        experiment: The settings.
+
+    Raises:
+        InputError: The application, the requests, the prices or the space cannot work.
+    """
+
+    needs_serve = True
+
+    def __init__(self, experiment: Experiment) -> None:
+        from morphling_ray.serving.application import inspect_app
+        from morphling_ray.serving.serve_config import check_knobs
+
+        self._experiment = experiment
+        self._prices = Prices.load(Path(experiment.prices) if experiment.prices else None)
+        self.facts = inspect_app(experiment.app)
+        self.source, self.http = self._requests()
+        self._declared = experiment.search_space() if experiment.space is not None else None
+        if self._declared is not None:
+            check_knobs(self._declared.knobs, self.facts)
+            self._prices.cost_per_hour(self._with_fixed(self._declared.columns))  # a GPU type without a price raises
+        self.http_port: int | None = None
+
+    def _requests(self) -> tuple[Any, bool]:
+        """What requests send, and whether over HTTP."""
+        from morphling_ray.load.client import is_http
+        from morphling_ray.load.driver import RequestSource
+
+        text, folder = self._experiment.request, self.facts.folder
+        if text is None and self.facts.default_request is not None:
+            source = RequestSource(function=self.facts.default_request, folder=folder)
+        elif text is None:
+            source = RequestSource(value={"method": "GET", "path": "/"} if self.facts.wants_http else None)
+        elif text.endswith(".json") or Path(text).is_file():
+            source = RequestSource(value=read_request(Path(text)))
+        else:
+            source = RequestSource(function=text, folder=folder)
+        try:
+            first = next(source.payloads())
+        except Exception as error:  # a user's function may raise anything
+            raise InputError(f"--request {source.function!r}: {type(error).__name__}: {error}") from error
+        if self.facts.wants_http and not is_http(first) and source.function is None:
+            source, first = RequestSource(value={"method": "POST", "path": "/", "json": first}), None
+            return source, True
+        return source, is_http(first)
+
+    def _with_fixed(self, columns: dict[str, Any]) -> dict[str, Any]:
+        """Knob columns, and what the application's code fixes where it is not a knob: both cost money."""
+        ingress = self.facts.deployments[self.facts.ingress]
+        fixed: dict[str, Any] = {
+            "cpu_cores": ingress.ray_actor_options.get("num_cpus", 1) or 0,
+            "num_replicas": ingress.num_replicas or 1,
+        }
+        return {**fixed, **columns}
+
+    def plan(self, cluster: Cluster) -> Plan:
+        """See `Target`."""
+        from morphling_ray.evaluate.online import OnlineEvaluator
+        from morphling_ray.serving.default_space import default_space
+        from morphling_ray.serving.serve_config import check_knobs, present_configuration, resources
+
+        space = self._declared or default_space(self.facts, cluster.largest_cpus)
+        check_knobs(space.knobs, self.facts)
+        needs = [resources(self.facts, c) for c in space.configurations]
+        for gpus in {tuple(sorted((k, v) for k, v in n.items() if k != "CPU")) for n in needs}:
+            cluster.check_gpus(dict(gpus))
+        held = [
+            c for c, n in zip(space.configurations, needs, strict=True)
+            if cluster.can_hold(n) and c.get("cpu_cores", 1) <= cluster.largest_cpus  # type: ignore[operator]
+        ]  # fmt: skip
+        if not held:
+            raise InputError(
+                f"no configuration of the space fits the cluster, whose largest node has {cluster.largest_cpus} cores"
+            )
+        notes: tuple[str, ...] = ()
+        if len(held) < len(space):
+            notes = (f"{len(space) - len(held)} of {len(space)} configurations need more than the cluster has",)
+            space = SearchSpace(space.knobs, space.constraints, held)
+        objective = ServingObjective(
+            self._experiment.objective, self._prices, self._experiment.target_rps, fixed=self._with_fixed({})
+        )
+        present = present_configuration(space.knobs, self.facts)
+        root_url = f"http://127.0.0.1:{self.http_port}" if self.http_port is not None else None
+        return Plan(
+            space=space,
+            objective=objective,
+            unit=UNITS[objective.name],
+            initial=(present,) if present is not None and present in space else (),
+            make_evaluator=OnlineEvaluator,
+            arguments={
+                "facts": self.facts,
+                "slo": self._experiment.slo(),
+                "source": self.source,
+                "root_url": root_url,
+                "seed": self._experiment.seed,
+                "startup_timeout_s": self._experiment.startup_timeout,
+            },
+            notes=notes,
+        )
+
+    def cost_per_hour(self, configuration: Configuration) -> float | None:
+        """See `Target`."""
+        return float(self._prices.cost_per_hour(self._with_fixed(dict(configuration))))
+
+    def serve_config(self, configuration: Configuration, header: str) -> str | None:
+        """See `Target`."""
+        from morphling_ray.serving.serve_config import serve_config
+
+        return header + yaml.safe_dump(serve_config(self.facts, configuration), sort_keys=False)
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether this is the bundled demo."""
+        return self.facts.import_path == DEMO
+
+
+class ReplayTarget:
+    """One task of a recorded set, looked up instead of measured.
+
+    Args:
+        experiment: The settings.
+
+    Raises:
+        InputError: The folder, the task or the objective cannot be found or read.
+    """
+
+    needs_serve = False
+
+    def __init__(self, experiment: Experiment) -> None:
+        from morphling_ray.surface import load_surfaces
+
+        self._experiment = experiment
+        task = experiment.task or ""  # Experiment has checked that it is there, and so the objective's name
+        surfaces = load_surfaces(Path(experiment.replay or ""))
+        self._surface = surfaces.task(task)
+        self._objective: ExpressionObjective = surfaces.objective(experiment.objective_name or "", task)
+
+    def plan(self, cluster: Cluster) -> Plan:
+        """See `Target`."""
+        from morphling_ray.evaluate.replay import ReplayEvaluator
+
+        return Plan(
+            space=self._surface.space,
+            objective=self._objective,
+            unit=self._experiment.objective_name or "",
+            initial=(),
+            make_evaluator=ReplayEvaluator,
+            arguments={"surface": self._surface, "objective": self._objective, "seed": self._experiment.seed},
+        )
+
+    def cost_per_hour(self, configuration: Configuration) -> float | None:
+        """See `Target`."""
+        return None
+
+    def serve_config(self, configuration: Configuration, header: str) -> str | None:
+        """See `Target`."""
+        return None

@@ -1,0 +1,102 @@
+"""Finds a good serving configuration: `python -m morphling_ray.tune`.
+
+experiment ─► space ─► Ray Tune with our searcher ─► trials ─► lane (evaluator) ─► store ─► recommendation
+
+Progress goes to stderr; the last line on stdout is one JSON object. Exit status: 0 found, 2 bad input, 3 nothing
+feasible, 130 interrupted (everything measured is kept).
+"""
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from morphling_ray.errors import InputError, MorphlingError
+from morphling_ray.experiment import Experiment, add_flags, resolve
+
+if TYPE_CHECKING:
+    from morphling_ray.run import Run
+
+FOUND, BAD_INPUT, NOTHING_FEASIBLE, INTERRUPTED = 0, 2, 3, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line of the main job; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m morphling_ray.tune",
+        description="Finds the configuration of a Ray Serve application that serves best under a latency SLO.",
+    )
+    add_flags(parser)
+    parser.add_argument("--resume", metavar="DIR", help="go on with an interrupted run, keeping every finished trial")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    arguments = parser.parse_args(argv)
+    started = time.monotonic()
+    try:
+        return _tune(arguments, list(sys.argv[1:] if argv is None else argv), started)
+    except MorphlingError as error:
+        sys.stderr.write(f"morphling_ray: {' '.join(str(error).split())}\n")
+        return BAD_INPUT
+    except KeyboardInterrupt:  # before there was anything to keep
+        sys.stderr.write("morphling_ray: interrupted\n")
+        return INTERRUPTED
+
+
+def _tune(arguments: argparse.Namespace, argv: list[str], started: float) -> int:
+    from morphling_ray.run import Run
+
+    run = Run.prepare(_experiment(arguments), argv=argv, started=started, resume=arguments.resume)
+    if arguments.dry_run:
+        sys.stdout.write(json.dumps(run.dry_run()) + "\n")
+        return FOUND
+    return _execute(run, quiet=arguments.quiet)
+
+
+def _experiment(arguments: argparse.Namespace) -> Experiment:
+    if arguments.resume is None:
+        return resolve(arguments)
+    file = Path(arguments.resume) / "experiment.yaml"
+    if not file.is_file():
+        raise InputError(f"--resume {arguments.resume}: there is no run to go on with")
+    if arguments.experiment is not None:
+        raise InputError("--resume has its own experiment.yaml; leave --experiment out")
+    arguments.experiment = str(file)
+    return resolve(arguments)
+
+
+def _execute(run: "Run", *, quiet: bool) -> int:
+    from morphling_ray.console import quiet as quiet_console
+
+    with quiet_console(run.directory.log_path) as console:
+        interrupted, error = False, None
+        try:
+            with run.progress(console.stderr, quiet=quiet):
+                try:
+                    run.search()
+                except KeyboardInterrupt:
+                    interrupted = True
+                    # A second Ctrl-C must not spoil the end, which takes a few seconds at most.
+                    signal.signal(signal.SIGINT, signal.SIG_IGN)
+                except MorphlingError as caught:
+                    error = caught
+                run.release(in_a_hurry=interrupted)
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if error is not None:
+            run.discard_if_empty()
+            raise error
+        result = run.conclude(interrupted=interrupted)
+        for line in run.closing_lines():
+            print(line, file=console.stderr)
+        print(json.dumps(result), file=console.stdout)
+    if interrupted:
+        return INTERRUPTED
+    return FOUND if result["configuration"] is not None else NOTHING_FEASIBLE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

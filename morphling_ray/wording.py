@@ -1,0 +1,103 @@
+"""How numbers, configurations and outcomes read: the same in the progress display as in the report."""
+
+import math
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any
+
+from morphling_ray.measurement import Measurement, Probe, Trial, Verdict
+
+NOTHING = "-"
+
+
+class Outcome(str, Enum):
+    """What became of a trial."""
+
+    MEASURED = "measured"
+    REJECTED = "rejected"  # only shown to be worse than what was known already
+    OVER_LIMIT = "breaks a bound"  # measured, but not within the bounds of the objective
+    INFEASIBLE = "infeasible"
+
+
+def outcome(trial: Trial) -> Outcome:
+    """What became of a trial."""
+    if not trial.measurement.feasible:
+        return Outcome.INFEASIBLE
+    if trial.objective is not None and trial.objective > 0:
+        return Outcome.MEASURED
+    return Outcome.REJECTED if trial.measurement.bounds else Outcome.OVER_LIMIT
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Three significant digits, thousands with a comma: 0.241, 12.3, 212, 1,234."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    if value == 0:
+        return "0"
+    decimals = max(digits - 1 - math.floor(math.log10(abs(value))), 0)
+    text = f"{value:,.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def quantity(value: float | None, unit: str) -> str:
+    """A number with its unit: `212 RPS`, `$0.24/h`."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    if unit.startswith("$"):
+        return f"${value:,.2f}{unit[1:]}" if value >= 0.1 else f"${number(value)}{unit[1:]}"
+    return f"{number(value)} {unit}".rstrip()
+
+
+def duration(seconds: float | None) -> str:
+    """Time as a person says it: `0.4 s`, `96 s`, `4 min 05 s`, `2 h 10 min`."""
+    if seconds is None or not math.isfinite(seconds):
+        return NOTHING
+    if seconds < 9.95:
+        return f"{max(seconds, 0.0):.1f} s"
+    if seconds < 119.5:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def setting(value: Any) -> str:
+    """A knob's value."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def configuration_text(configuration: Mapping[str, Any], separator: str = " ") -> str:
+    """`cpu_cores=2 max_batch_size=16`."""
+    return separator.join(f"{name}={setting(value)}" for name, value in configuration.items())
+
+
+def one_line(text: str) -> str:
+    """`text` without ends of line or control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def at_peak(measurement: Measurement) -> Probe | None:
+    """The probe with the highest rate that met the SLO."""
+    met = [p for p in measurement.probes if p.kind == "open" and p.verdict is Verdict.MET]
+    return max(met, key=lambda p: p.rate_rps, default=None)
+
+
+def bound_text(measurement: Measurement) -> str:
+    """What is known where a metric was not pinned down: `< 118 RPS`. Empty where all were."""
+    for name, (low, high) in sorted(measurement.bounds.items(), key=lambda item: item[0] != "peak_rps"):
+        sign, value = (">", low) if high is None else ("<", high)
+        return f"{sign} {number(value)} RPS" if name == "peak_rps" else f"{name} {sign} {number(value)}"
+    return ""
+
+
+def result_text(trial: Trial, reported: Callable[[float], float], unit: str) -> str:
+    """The outcome of a trial on one line: `880 RPS per $/h (212 RPS)`, `< 118 RPS, rejected`, `infeasible: why`."""
+    kind, measurement = outcome(trial), trial.measurement
+    if kind is Outcome.MEASURED:
+        value = quantity(reported(trial.objective or 0.0), unit)
+        peak = quantity(measurement.metrics.get("peak_rps"), "RPS")
+        return value if peak in (NOTHING, value) else f"{value} ({peak})"
+    if kind is Outcome.REJECTED:
+        return f"{bound_text(measurement)}, rejected"
+    return f"infeasible: {one_line(measurement.infeasible_because)}" if kind is Outcome.INFEASIBLE else kind.value

@@ -1,0 +1,106 @@
+"""The search for the peak, on probes that answer from a formula."""
+
+from collections.abc import Callable
+
+import pytest
+
+from morphling_ray.load.peak import PeakSearch, find_peak
+from morphling_ray.measurement import Probe, Verdict
+
+
+def server(answer: Callable[[float], Verdict]) -> tuple[Callable[[float], Probe], list[float]]:
+    """A probe function, and the list of the rates it was asked for."""
+    asked: list[float] = []
+
+    def probe(rate_rps: float) -> Probe:
+        asked.append(rate_rps)
+        return Probe(
+            kind="open",
+            rate_rps=rate_rps,
+            window_s=1.0,
+            achieved_rps=rate_rps,
+            verdict=answer(rate_rps),
+            requests=100,
+            errors=0,
+            late=0,
+            p50_s=0.01,
+            p90_s=0.01,
+            p99_s=0.01,
+            slo_latency_s=0.01,
+            driver_lag_s=0.0,
+            driver_cpu=0.1,
+        )
+
+    return probe, asked
+
+
+def meets(peak: float) -> Callable[[float], Verdict]:
+    """MET up to `peak`."""
+    return lambda rate: Verdict.MET if rate <= peak else Verdict.MISSED
+
+
+@pytest.mark.parametrize("peak", [3.3, 7.0, 20.0, 57.0, 74.9, 75.1, 88.0, 97.0, 104.0])
+@pytest.mark.parametrize("start", [20.0, 75.0, 108.0])
+def test_finds_the_peak_to_within_the_tolerance(peak: float, start: float) -> None:
+    """Fails for any error in stepping, bisecting or ending."""
+    probe, asked = server(meets(peak))
+    found = find_peak(probe, capacity_rps=100.0, start_rps=start, max_probes=20, floor_ratio=1 / 64)
+    assert found.peak_rps <= peak < found.upper_rps
+    assert found.upper_rps <= found.peak_rps * 1.0601
+    assert [p.rate_rps for p in found.probes] == asked
+    assert not found.rejected
+
+
+def test_a_good_start_needs_few_probes() -> None:
+    """Fails if the start is ignored."""
+    probe, asked = server(meets(80.0))
+    find_peak(probe, capacity_rps=100.0, start_rps=78.0, step=0.06)
+    assert len(asked) <= 3
+
+
+def test_nothing_is_met() -> None:
+    """Fails if the search goes down for ever, or invents a peak."""
+    probe, asked = server(meets(0.0))
+    found = find_peak(probe, capacity_rps=100.0, start_rps=75.0)
+    assert found.peak_rps == 0.0
+    assert len(asked) <= 8
+
+
+def test_what_cannot_beat_the_incumbent_is_rejected_at_once() -> None:
+    """Fails if a loser gets a whole search, or if its bound is wrong."""
+    probe, asked = server(meets(60.0))
+    found = find_peak(probe, capacity_rps=100.0, start_rps=75.0, needed_rps=70.0)
+    assert (found.rejected, found.upper_rps, asked) == (True, 70.0, [70.0])
+    probe, asked = server(meets(60.0))
+    found = find_peak(probe, capacity_rps=50.0, start_rps=40.0, needed_rps=70.0)
+    assert found.rejected
+    assert asked == []  # not even a probe: its capacity is too small
+    assert found.upper_rps == pytest.approx(54.0)
+
+
+def test_what_beats_the_incumbent_is_searched_in_full() -> None:
+    """Fails if the search stops at the needed rate."""
+    probe, asked = server(meets(90.0))
+    found = find_peak(probe, capacity_rps=100.0, start_rps=75.0, needed_rps=70.0)
+    assert asked[0] == 70.0
+    assert not found.rejected
+    assert 84.0 <= found.peak_rps <= 90.0
+
+
+def test_an_invalid_probe_is_repeated_and_never_taken_for_a_miss_in_silence() -> None:
+    """Fails if INVALID counts as MISSED without a second look, or if the result does not say so."""
+    verdicts = iter([Verdict.INVALID, Verdict.MET, Verdict.MISSED, Verdict.MISSED, Verdict.MISSED])
+    probe, asked = server(lambda rate: next(verdicts))
+    found = find_peak(probe, capacity_rps=100.0, start_rps=80.0)
+    assert asked[:2] == [80.0, 80.0]
+    assert found.peak_rps == 80.0
+    assert not found.driver_limited
+    always, _ = server(lambda rate: Verdict.INVALID if rate > 50 else Verdict.MET)
+    assert find_peak(always, capacity_rps=100.0, start_rps=45.0).driver_limited
+
+
+def test_the_result_is_a_record() -> None:
+    """Fails if probes are lost."""
+    probe, asked = server(meets(80.0))
+    assert isinstance(found := find_peak(probe, capacity_rps=100.0, start_rps=75.0), PeakSearch)
+    assert len(found.probes) == len(asked) >= 2
