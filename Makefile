@@ -8,7 +8,7 @@ SOURCES := morphling_ray tests $(patsubst %/,%,$(sort $(dir $(wildcard experimen
 # Every path below is relative, so that a checkout in a folder with spaces works. The stamps are made last: an install
 # that was cut short is done again.
 .DELETE_ON_ERROR:
-.PHONY: help tune test lint clean
+.PHONY: help tune test lint surfaces prior clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
@@ -23,6 +23,12 @@ lint: $(VENV)/installed-dev  ## Check style and types
 	@$(BIN)/python -m ruff check $(SOURCES)
 	@$(BIN)/python -m ruff format --check $(SOURCES)
 	@$(BIN)/python -m mypy --strict $(SOURCES)
+
+surfaces: $(VENV)/installed  ## Record the surfaces that come with the project again (an hour on a quiet machine)
+	@$(BIN)/python -m experiments.record_surfaces
+
+prior: $(VENV)/installed  ## Train the bundled prior again, on the recorded surfaces of the zoo
+	@$(BIN)/python -m morphling_ray.train --surfaces experiments/surfaces/zoo --out morphling_ray/data/prior.npz
 
 clean:  ## Remove the environment and all caches; run directories stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

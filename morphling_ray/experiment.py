@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -85,6 +85,8 @@ class Experiment:
             raise InputError("--replay needs --task NAME and --objective-name NAME")
         if self.replay is None and self.concurrency > 1:
             raise InputError("--concurrency above 1 works with --replay only: one machine measures one trial at a time")
+        if self.replay is None and self.objective == "cheapest" and not (self.target_rps and self.target_rps > 0):
+            raise InputError("the objective cheapest needs a rate to sustain: --target-rps R, above 0")
         self.slo()  # raises where it makes no sense
         if self.space is not None:
             self.search_space()
@@ -112,6 +114,17 @@ class Experiment:
 
 _KINDS = {int: "a whole number", float: "a number", str: "a text"}
 _PATHS = ("prices", "prior", "replay", "run_dir", "request")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that answers a mistake with one line instead of its whole usage."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Exits with status 2."""
+        self.exit(2, f"morphling_ray: {message}; --help lists all flags\n")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

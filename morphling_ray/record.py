@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from morphling_ray.errors import InputError, MorphlingError, StoreError
-from morphling_ray.experiment import add_flags, resolve
+from morphling_ray.experiment import Parser, add_flags, resolve
 from morphling_ray.measurement import Measurement
 from morphling_ray.space import Configuration
 
@@ -26,7 +26,7 @@ METRICS = ("peak_rps", "capacity_rps")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status (0, 2 bad input, 130 interrupted)."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m morphling_ray.record", description="Measures the surface of a Ray Serve application."
     )
     add_flags(parser)
@@ -135,6 +135,9 @@ def measure_missing(
     have = {_key(line["configuration"], line["repeat"]) for line in read_raw(raw)} if raw.exists() else set()
     around = {k: v for k, v in environment([]).items() if k not in ("command", "date")}
     done = len([1 for c, r in rounds if _key(c, r) in have])
+    if raw.exists():  # half a last line would spoil the next one
+        lines = raw.read_text(encoding="utf-8").splitlines(keepends=True)
+        raw.write_text("".join(lines[: len(read_raw(raw))]), encoding="utf-8")
     with raw.open("a", encoding="utf-8") as file:
         for configuration, repeat in rounds:
             if _key(configuration, repeat) in have:

@@ -1,16 +1,17 @@
 """One run, from an experiment to a recommendation: the steps of the main job, and what is kept of each."""
 
+import os
 import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from threadpoolctl import threadpool_limits
+
 from morphling_ray.cluster import Cluster, connect, disconnect
-from morphling_ray.errors import MorphlingError
 from morphling_ray.evaluate.lane import NAMESPACE, start_lane
 from morphling_ray.experiment import Experiment
 from morphling_ray.measurement import Measurement, Trial
@@ -56,8 +57,7 @@ class Run:
         Raises:
             MorphlingError: Something cannot work; nothing was started and no directory was made.
         """
-        check_searcher(experiment.searcher, Path(experiment.prior) if experiment.prior else None)
-        target: Target = ServeTarget(experiment) if experiment.replay is None else ReplayTarget(experiment)
+        target = check(experiment)
         if resume is not None:
             return cls(experiment, target, RunDirectory.open(Path(resume)), started, argv)
         directory = RunDirectory.create(Path(experiment.run_dir) if experiment.run_dir else None)
@@ -105,15 +105,16 @@ class Run:
         self.directory.write_experiment({**self.experiment.to_dict(), **plan.space.to_dict()})
         for note in plan.notes:
             self._say(note)
-        self._lanes = [
-            start_lane(f"lane-{i}", plan.make_evaluator, plan.arguments) for i in range(self.experiment.concurrency)
-        ]
+        names = [self._lane_name(i) for i in range(self.experiment.concurrency)]
+        self._lanes = [start_lane(name, plan.make_evaluator, plan.arguments) for name in names]
         self._session = self._new_session(plan)
         self._starting_s = self.seconds
         poll = threading.Thread(target=self._poll_lanes, daemon=True)
         poll.start()
         try:
-            self._run_tune(self._session)
+            # The models are small: BLAS threads would only take cores from the replicas.
+            with threadpool_limits(limits=1):
+                self._run_tune(self._session)
         finally:
             self._released.set()
             poll.join(timeout=2.0)
@@ -130,6 +131,7 @@ class Run:
 
     def _new_session(self, plan: Plan) -> SearchSession:
         experiment = self.experiment
+        budget = experiment.time_budget  # counts from the command, not from here
         sampler = make_sampler(
             experiment.searcher,
             plan.space,
@@ -142,10 +144,11 @@ class Run:
             plan.objective,
             sampler,
             max_trials=experiment.max_trials,
-            time_budget_s=None if experiment.time_budget is None else max(0.0, experiment.time_budget - self.seconds),
+            time_budget_s=None if budget is None else max(0.0, budget - self.seconds),
             clock=time.monotonic,
             confirm=CONFIRMATIONS if self._target.needs_serve else 0,
             initial=plan.initial,
+            give_up_after=3 if self._target.needs_serve else 0,  # infeasible records say nothing of the set-up
         )
         for trial in self._kept:
             session.replay(trial.number, trial.stage, trial.measurement)
@@ -159,13 +162,13 @@ class Run:
         from morphling_ray.search.ray_searcher import SessionSearcher
 
         searcher = SessionSearcher(session, on_ask=self._on_ask, on_trial=self._on_trial)
-        lanes = self.experiment.concurrency
+        lanes = [self._lane_name(i) for i in range(self.experiment.concurrency)]
 
         def trial(config: dict[str, Any]) -> None:
             import ray
 
             # A trial holds no CPU (that is the replicas'), and a worker runs one trial after another.
-            lane = ray.get_actor(f"lane-{config['number'] % lanes}", namespace=NAMESPACE)
+            lane = ray.get_actor(lanes[config["number"] % len(lanes)], namespace=NAMESPACE)
             text = ray.get(lane.measure.remote(config))
             tune.report({"measurement": text, "number": config["number"]})
 
@@ -174,13 +177,17 @@ class Run:
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 num_samples=-1,  # the session says when it is over
-                max_concurrent_trials=lanes,
+                max_concurrent_trials=len(lanes),
                 reuse_actors=True,
                 trial_dirname_creator=lambda t: f"trial-{t.trial_id}",
             ),
             run_config=tune.RunConfig(name=TUNE_FOLDER, storage_path=str(self.directory.path.resolve()), verbose=0),
         )
         tuner.fit()
+
+    def _lane_name(self, index: int) -> str:
+        """Unique on a cluster that several people use."""
+        return f"lane-{self.directory.path.name}-{os.getpid()}-{index}"
 
     def _on_ask(self, ask: Ask) -> None:
         self._asked[ask.number] = ask, self.seconds
@@ -277,23 +284,33 @@ class Run:
 
     def discard_if_empty(self) -> None:
         """Removes a run directory in which nothing was measured."""
-        if not self.directory.trials() and not (self.directory.path / "recommendation.json").exists():
-            shutil.rmtree(self.directory.path, ignore_errors=True)
-
-    def dry_run(self) -> dict[str, Any]:
-        """What would be searched, on a cluster like this machine; leaves nothing behind."""
-        import os
-
-        here = Cluster(local=True, nodes=({"CPU": float(len(os.sched_getaffinity(0)))},))
-        try:
-            plan = self._target.plan(here)
-        except MorphlingError:
-            self.discard_if_empty()
-            raise
-        self.discard_if_empty()
-        experiment = replace(self.experiment, space=plan.space.to_dict()["space"])
-        return {**experiment.to_dict(), "configurations": len(plan.space), "constraints": list(plan.space.constraints)}
+        folder = self.directory.path
+        if not self.directory.trials() and not (folder / "recommendation.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            if self.experiment.run_dir is None and not any(folder.parent.iterdir()):
+                folder.parent.rmdir()
 
     def _say(self, text: str) -> None:
         if self._show is not None:
             self._show.message(text)
+
+
+def check(experiment: Experiment) -> Target:
+    """Checks everything that can be checked without a cluster.
+
+    Raises:
+        MorphlingError: Something cannot work.
+    """
+    check_searcher(experiment.searcher, Path(experiment.prior) if experiment.prior else None)
+    return ServeTarget(experiment) if experiment.replay is None else ReplayTarget(experiment)
+
+
+def dry_run(experiment: Experiment) -> dict[str, Any]:
+    """What would be searched, on a cluster like this machine; starts nothing and leaves nothing behind.
+
+    Raises:
+        MorphlingError: Something cannot work.
+    """
+    here = Cluster(local=True, nodes=({"CPU": float(len(os.sched_getaffinity(0)))},))
+    space = check(experiment).plan(here).space
+    return {**experiment.to_dict(), **space.to_dict(), "configurations": len(space)}

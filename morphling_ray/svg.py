@@ -4,8 +4,12 @@ Matplotlib draws with stand-in colours; `svg` turns each into a CSS variable of 
 and drops everything that points outside.
 """
 
+import atexit
 import io
+import os
 import re
+import sys
+import tempfile
 from contextlib import AbstractContextManager
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -53,6 +57,11 @@ _RC: Any = {
 
 def style() -> AbstractContextManager[None]:
     """The settings to draw with."""
+    if "matplotlib" not in sys.modules and "MPLCONFIGDIR" not in os.environ:
+        # Matplotlib keeps a list of fonts in the home directory; a run leaves nothing outside its own folder.
+        folder = tempfile.TemporaryDirectory(prefix="morphling_ray-")
+        atexit.register(folder.cleanup)
+        os.environ["MPLCONFIGDIR"] = folder.name
     import matplotlib
 
     return matplotlib.rc_context(_RC)

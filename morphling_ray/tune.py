@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from morphling_ray.errors import InputError, MorphlingError
-from morphling_ray.experiment import Experiment, add_flags, resolve
+from morphling_ray.experiment import Experiment, Parser, add_flags, resolve
 
 if TYPE_CHECKING:
     from morphling_ray.run import Run
@@ -26,7 +26,7 @@ FOUND, BAD_INPUT, NOTHING_FEASIBLE, INTERRUPTED = 0, 2, 3, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of the main job; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m morphling_ray.tune",
         description="Finds the configuration of a Ray Serve application that serves best under a latency SLO.",
     )
@@ -47,12 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _tune(arguments: argparse.Namespace, argv: list[str], started: float) -> int:
-    from morphling_ray.run import Run
+    from morphling_ray.run import Run, dry_run
 
-    run = Run.prepare(_experiment(arguments), argv=argv, started=started, resume=arguments.resume)
+    experiment = _experiment(arguments)
     if arguments.dry_run:
-        sys.stdout.write(json.dumps(run.dry_run()) + "\n")
+        sys.stdout.write(json.dumps(dry_run(experiment)) + "\n")
         return FOUND
+    run = Run.prepare(experiment, argv=argv, started=started, resume=arguments.resume)
     return _execute(run, quiet=arguments.quiet)
 
 
@@ -72,7 +73,8 @@ def _execute(run: "Run", *, quiet: bool) -> int:
     from morphling_ray.console import quiet as quiet_console
 
     with quiet_console(run.directory.log_path) as console:
-        interrupted, error = False, None
+        interrupted = False
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends us politely gets what was measured
         try:
             with run.progress(console.stderr, quiet=quiet):
                 try:
@@ -81,14 +83,11 @@ def _execute(run: "Run", *, quiet: bool) -> int:
                     interrupted = True
                     # A second Ctrl-C must not spoil the end, which takes a few seconds at most.
                     signal.signal(signal.SIGINT, signal.SIG_IGN)
-                except MorphlingError as caught:
-                    error = caught
-                run.release(in_a_hurry=interrupted)
-        finally:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        if error is not None:
+                finally:
+                    run.release(in_a_hurry=interrupted)
+        except MorphlingError:
             run.discard_if_empty()
-            raise error
+            raise
         result = run.conclude(interrupted=interrupted)
         for line in run.closing_lines():
             print(line, file=console.stderr)

@@ -1,11 +1,15 @@
 """What every test gets: no Ray unless it says so, and property tests that are the same in every run."""
 
+import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
 from hypothesis import settings
+
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before numpy: on a busy machine its threads wait for each other
 
 # Derandomized, so that a red test is red again; no deadline, so that a busy machine does not make one red.
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
@@ -29,3 +33,25 @@ def no_cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     if ray is not None and ray.is_initialized():  # imported only during the test, so not caught above
         ray.shutdown()
         refuse()
+
+
+@pytest.fixture
+def surfaces(tmp_path: Path) -> Path:
+    """A small recorded set: tasks `small` and `large`, whose objective `value` is best in the middle of the grid."""
+    folder = tmp_path / "surfaces"
+    folder.mkdir()
+    (folder / "surfaces.yaml").write_text(
+        "name: made-up\ntable: surfaces.csv\nmissing: infeasible\ncost: 1 + cores\n"
+        "knobs:\n  cores: {kind: ordinal, scale: linear, values: [1, 2, 4]}\n"
+        "  batch: {kind: ordinal, scale: log, values: [1, 2, 4, 8, 16]}\n"
+        "metrics:\n  rps: {column: rps, better: higher}\n  latency_ms: {column: latency_ms, better: lower}\n"
+        "objectives:\n  value: {maximize: rps / cost, subject_to: [latency_ms <= 60]}\n"
+    )
+    rows = ["task,family,cores,batch,rps,latency_ms"]
+    for task, work_ms in (("small", 2.0), ("large", 9.0)):
+        for cores in (1, 2, 4):
+            for batch in (1, 2, 4, 8, 16):
+                latency_ms = 3.0 + work_ms * batch**0.8 / cores**0.7
+                rows.append(f"{task},{task},{cores},{batch},{1000 * batch / latency_ms:.4f},{latency_ms:.4f}")
+    (folder / "surfaces.csv").write_text("\n".join(rows) + "\n")
+    return folder

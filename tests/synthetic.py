@@ -63,7 +63,7 @@ class Task:
 
     def training(self, knobs: Sequence[Knob] = KNOBS, *, shuffled: int | None = None) -> TrainingTask:
         """All of the surface; `shuffled` permutes it, so that knobs say nothing true about metrics."""
-        configurations = [c for c in SearchSpace(knobs).configurations]
+        configurations = list(SearchSpace(knobs).configurations)
         measured = [self.measure(c) for c in configurations]
         order = (
             np.arange(len(measured)) if shuffled is None else np.random.default_rng(shuffled).permutation(len(measured))

@@ -36,10 +36,19 @@ def decode_features(payload: Any) -> torch.Tensor:
     return torch.tensor(payload["features"])
 
 
+def large_image_request() -> dict[str, str]:
+    """A 96 x 96 image."""
+    return image_request(96)
+
+
+def small_image_request() -> dict[str, str]:
+    """A 64 x 64 image."""
+    return image_request(64)
+
+
 def _images(build: Any, size: int) -> ServedModel:
-    return ServedModel(
-        build=build, decode=partial(decode_image, size=size), encode=encode_class, request=partial(image_request, size)
-    )
+    request = large_image_request if size == 96 else small_image_request
+    return ServedModel(build=build, decode=partial(decode_image, size=size), encode=encode_class, request=request)
 
 
 MODELS = {

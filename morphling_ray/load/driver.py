@@ -143,7 +143,10 @@ class LoadDriver:
         now = time.perf_counter()
         waiting = [now - at for at in window.in_flight.values()]
         elapsed = now - start
-        await _give_up(list(window.in_flight))
+        driver_cpu = (time.process_time() - cpu) / elapsed
+        if window.in_flight:
+            await _give_up(list(window.in_flight))
+            await self._drain(slo)
         return judge(
             kind="open",
             rate_rps=rate_rps,
@@ -153,11 +156,20 @@ class LoadDriver:
             planned=planned,
             achieved_rps=len(window.finished_at) / elapsed,
             lags_s=window.lags_s,
-            driver_cpu=(time.process_time() - cpu) / elapsed,
+            driver_cpu=driver_cpu,
             slo=slo,
             ended_early=ended_early,
             reason=window.first_error,
         )
+
+    async def _drain(self, slo: Slo) -> None:
+        """Waits until one request alone is quick again: a server may go on computing what was given up."""
+        deadline = time.perf_counter() + DRAIN_S
+        while time.perf_counter() < deadline:
+            sent = time.perf_counter()
+            problem, _ = await self.ask(DRAIN_S)
+            if problem or time.perf_counter() - sent < slo.latency_s / 2:
+                return
 
     async def _one(self, window: _Window, at: float, slo: Slo, payload: Any = None) -> None:
         """Sends one request that was due at `at` and records its end."""

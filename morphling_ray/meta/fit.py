@@ -21,7 +21,6 @@ from morphling_ray.errors import InputError
 from morphling_ray.meta.basis import MAX_CENTRES, Smoothing, basis, smooth_tasks, spread
 from morphling_ray.meta.encoding import Encoding
 from morphling_ray.meta.gaussian import squared_distances
-from morphling_ray.meta.likelihood import Batch, fit
 from morphling_ray.meta.prior import Prior
 from morphling_ray.space import Configuration, Knob
 
@@ -96,8 +95,10 @@ def fit_prior(tasks: Sequence[TrainingTask], *, seed: int, about: Mapping[str, A
         "white": np.full(len(metrics), 0.05),
         "length": smooth["length"],
     }
+    from morphling_ray.meta.likelihood import Batch, maximise
+
     batch = Batch(drawn.z, held.y, drawn.mask * held.usable, held.fixed, correlation, encoding.groups)
-    learned, score = fit(batch, start, _STEPS)
+    learned, score = maximise(batch, start, _STEPS)
     return Prior(
         encoding=encoding,
         metrics=metrics,
@@ -189,7 +190,9 @@ def _smoothness(drawn: _Drawn, encoding: Encoding, metrics: int) -> dict[str, Fl
         "length": np.full(len(encoding.codes), 0.7),
     }
     nothing = np.zeros((len(y), y.shape[1], y.shape[1]))
-    learned, _ = fit(Batch(drawn.z, y, drawn.mask, nothing, np.eye(metrics), encoding.groups), start, _STEPS)
+    from morphling_ray.meta.likelihood import Batch, maximise  # torch takes seconds to import
+
+    learned, _ = maximise(Batch(drawn.z, y, drawn.mask, nothing, np.eye(metrics), encoding.groups), start, _STEPS)
     return learned
 
 

@@ -44,7 +44,7 @@ class Batch:
     groups: npt.NDArray[np.int64]
 
 
-def fit(batch: Batch, start: Mapping[str, FloatArray], steps: int) -> tuple[dict[str, FloatArray], float]:
+def maximise(batch: Batch, start: Mapping[str, FloatArray], steps: int) -> tuple[dict[str, FloatArray], float]:
     """Maximum a posteriori parameters, and the log likelihood that they give per entry.
 
     Args:
@@ -60,9 +60,9 @@ def fit(batch: Batch, start: Mapping[str, FloatArray], steps: int) -> tuple[dict
     optimiser = torch.optim.Adam(parameters.values(), lr=_LEARNING_RATE)
 
     def loss() -> tuple[torch.Tensor, torch.Tensor]:
-        fit_ = _log_likelihood(parameters, tensors, groups).sum()
+        likelihood = _log_likelihood(parameters, tensors, groups).sum()
         penalty = sum(((parameters[k] - centre[k]) ** 2).sum() for k in parameters) / (2.0 * _PRIOR_SD**2)
-        return fit_, penalty - fit_
+        return likelihood, penalty - likelihood
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the matrices are small: more threads cost more than they bring

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -191,7 +192,7 @@ class Prior:
             prior._check()
         except OSError as error:
             raise PriorError(f"prior {path} cannot be read: {error.strerror or error}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             why = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             raise PriorError(f"{path} is not a prior ({why}); make one with morphling_ray.train") from error
         return prior

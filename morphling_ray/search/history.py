@@ -72,8 +72,10 @@ class History:
         self.points: list[Configuration] = [space[int(i)] for i in rows]
         self.candidates = len(self.points)
         self.pending: list[int] = []
+        self.told = 0  # how many measurements: what was computed from them holds until the next
         self._names = [knob.name for knob in space.knobs]
         self._position = {self._key(c): i for i, c in enumerate(self.points)}
+        self._columns: dict[str, npt.NDArray[Any]] | None = None
         self._outcomes: dict[int, list[bool]] = {}
         self._values: dict[int, list[tuple[int, float, float]]] = {}  # point: (metric, log value, variance)
         self._measured: dict[int, list[dict[str, float]]] = {}  # point: pinned-down metrics of each measurement
@@ -99,6 +101,7 @@ class History:
 
     def tell(self, configuration: Configuration, measurement: Measurement) -> None:
         """Takes in a measurement."""
+        self.told += 1
         point = self.point(configuration)
         if point in self.pending:
             self.pending.remove(point)
@@ -174,7 +177,9 @@ class History:
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """Knob values of all points, as objectives take them."""
-        return columns_of(self.points, self._names)
+        if self._columns is None or len(self._columns[self._names[0]]) < len(self.points):
+            self._columns = columns_of(self.points, self._names)
+        return self._columns
 
 
 def _observations(rows: Sequence[tuple[int, int, float, float]]) -> Observations:

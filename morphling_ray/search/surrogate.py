@@ -22,7 +22,7 @@ from morphling_ray.search.history import History
 
 FloatArray = npt.NDArray[np.float64]
 
-_GUARD_FROM = 4  # observed points before hypotheses are compared: fewer cannot tell them apart
+_GUARD_FROM = 2  # observed points before hypotheses are compared: the first one only tells the level
 _LOG_ODDS = {"prior": np.log(0.7), "loose": np.log(0.15), "plain": np.log(0.15)}
 _LOOSE_SD = 0.4
 _NEGLIGIBLE = 0.01
@@ -58,6 +58,7 @@ class Surrogate:
     def __init__(self, history: History, prior: Prior | None) -> None:
         self._history = history
         self._prior = prior
+        self._plain: tuple[tuple[int, int], GaussianModel, float] | None = None
         self._rebuild()
 
     def _rebuild(self) -> None:
@@ -110,7 +111,7 @@ class Surrogate:
         for name in names:
             model, log_prior = self._given.get(name), 0.0
             if model is None:
-                model, log_prior = plain_model(self.z, self._groups, obs, len(self._history.objective.metrics))
+                model, log_prior = self._plain_model(obs)
             posterior = model.condition(obs, expected)
             score = 0.0
             if len(names) > 1:
@@ -125,6 +126,14 @@ class Surrogate:
         weights /= weights.sum()
         kept = [replace(belief, weight=float(w)) for w, (_, belief) in zip(weights, found) if w > 0]
         return sorted(kept, key=lambda belief: -belief.weight)
+
+    def _plain_model(self, obs: Observations) -> tuple[GaussianModel, float]:
+        """The plain model, estimated once after each measurement."""
+        now = (self._history.told, self._size)
+        if self._plain is None or self._plain[0] != now:
+            metrics = len(self._history.objective.metrics)
+            self._plain = (now, *plain_model(self.z, self._groups, obs, metrics))
+        return self._plain[1:]
 
 
 def _log_evidence_of_first(model: GaussianModel, obs: Observations) -> float:

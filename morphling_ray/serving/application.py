@@ -60,7 +60,8 @@ def resolve_app(text: str) -> tuple[str, str | None]:
         return f"{file.stem}:{attribute}", str(file.parent)
     here = Path.cwd()
     top = module.split(".")[0]
-    local = (here / top).is_dir() or (here / f"{top}.py").is_file()
+    # This package is installed wherever a replica runs, also when the command was given in its own checkout.
+    local = top != "morphling_ray" and ((here / top).is_dir() or (here / f"{top}.py").is_file())
     return f"{module}:{attribute}", str(here) if local else None
 
 

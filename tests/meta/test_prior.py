@@ -28,13 +28,13 @@ def test_predicts_a_new_task_from_six_rows() -> None:
     model = prior().model(works, KNOBS, ["latency_ms"])
     featureless = replace(model, features=np.zeros_like(model.features))
     shown = np.array([0, 8, 17, 30, 41, 50])
-    errors, without = [], []
+    errors: list[float] = []
+    without: list[float] = []
     for number in range(20, 30):
         values = truth(Task(number), works)
         obs = Observations(shown, np.zeros(6, np.int64), values[shown], np.full(6, 1e-4))
         for into, m in ((errors, model), (without, featureless)):
-            into.append(np.sqrt(((m.condition(obs).mean[:, 0] - values) ** 2).mean()))
-    print(np.mean(errors), np.mean(without))
+            into.append(float(np.sqrt(((m.condition(obs).mean[:, 0] - values) ** 2).mean())))
     assert np.mean(errors) < 0.08
     assert np.mean(errors) < 0.75 * np.mean(without)
 
@@ -198,3 +198,10 @@ def test_encoding_of_values() -> None:
     assert [code.name for code in encoding.codes] == ["b", "k"]
     np.testing.assert_allclose(encoding.encode([{"b": 4.0}])[0, 0], 0.5)  # 4.0 is 4, and k has a reference value
     assert Encoding.from_list(json.loads(json.dumps(encoding.to_list()))).codes == encoding.codes
+
+
+def test_tasks_that_have_nothing_in_common_teach_that() -> None:
+    """Fails if a task is foretold with the help of its own surface: the features would then explain everything."""
+    unlike = fit_prior([Task(i).training(shuffled=i) for i in range(6)], seed=0)
+    own = np.sqrt(unlike.residual_sd**2 + unlike.white_sd**2)
+    assert (own > 0.4).all()

@@ -1,0 +1,98 @@
+"""Runs the commands as a user does: in a process of their own, in an empty folder."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+APPS = Path(__file__).parent / "apps"
+RAY_PROCESSES = ("raylet", "gcs_server", "ray::")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command left."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The last line on stdout."""
+        found: dict[str, Any] = json.loads(self.stdout.strip().splitlines()[-1])
+        return found
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Like a fresh user's: a home of its own, in which nothing may be left."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHON", "OPENBLAS"))}
+    return {**kept, "HOME": str(home)}
+
+
+def start(folder: Path, module: str, *arguments: str) -> "subprocess.Popen[str]":
+    """Starts `python -m MODULE ARGUMENTS` in a folder that holds the test applications."""
+    for app in APPS.glob("*.py"):
+        shutil.copy(app, folder)
+    (folder / "home").mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        cwd=folder,
+        env=environment(folder / "home"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(folder: Path, module: str, *arguments: str, timeout_s: float = 180.0) -> Finished:
+    """Runs a command to its end; what it started is killed if it takes too long."""
+    process = start(folder, module, *arguments)
+    try:
+        out, err = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        raise AssertionError(f"not finished after {timeout_s} s:\n{out}\n{err}") from None
+    return Finished(process.returncode, out, err)
+
+
+def tune(folder: Path, *arguments: str, timeout_s: float = 180.0) -> Finished:
+    """Runs the main job."""
+    return run(folder, "morphling_ray.tune", *arguments, timeout_s=timeout_s)
+
+
+def ray_processes() -> set[int]:
+    """Process ids of Ray's processes on this machine."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            except OSError:
+                continue
+            if state != "Z" and any(name in command for name in RAY_PROCESSES) and "pytest" not in command:
+                found.add(int(entry.name))
+    return found
+
+
+def wait_for(condition: Any, timeout_s: float, what: str) -> None:
+    """Waits until `condition()` is true."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
+        time.sleep(0.1)
+
+
+def lines(path: Path) -> Sequence[dict[str, Any]]:
+    """The JSON lines of a file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,36 @@
+import numpy as np
+import pytest
+
+from morphling_ray.meta.feasibility import log_evidence, p_feasible
+
+PLACE = np.linspace(0, 3, 31)[:, None]
+BEFORE = np.linspace(0.9, 0.6, 31)
+
+
+def test_without_outcomes_earlier_tasks_are_believed() -> None:
+    """Fails if the squashing does not undo itself, near (no outcome) or far from all outcomes."""
+    np.testing.assert_allclose(p_feasible(BEFORE, PLACE, [], []), BEFORE)
+    far = np.vstack([PLACE, [[99.0]]])
+    got = p_feasible(np.append(BEFORE, 0.7), far, [0, 1, 2], [False, False, False])
+    assert got[-1] == pytest.approx(0.7, abs=1e-3)
+
+
+def test_outcomes_spread_to_neighbours_and_add_up() -> None:
+    """Fails if one failure condemns all, several do not condemn what lies between, or signs are mixed up."""
+    once = p_feasible(BEFORE, PLACE, [20], [False])
+    often = p_feasible(BEFORE, PLACE, [18, 20, 22], [False, False, False])
+    assert once[20] < 0.5 < once[0]
+    assert often[21] < 0.1
+    assert p_feasible(BEFORE, PLACE, [20], [True])[20] > BEFORE[20]
+    np.testing.assert_allclose(often, p_feasible(BEFORE, PLACE, [22, 18, 20], [False, False, False]), atol=1e-9)
+
+
+def test_evidence_is_the_product_of_predictions() -> None:
+    """Fails if an outcome is predicted from itself or from later ones."""
+    points, works = [0, 15, 16], [True, False, False]
+    expected = 0.0
+    for i, (point, ok) in enumerate(zip(points, works)):
+        p = p_feasible(BEFORE, PLACE, points[:i], works[:i])[point]
+        expected += np.log(p if ok else 1 - p)
+    assert log_evidence(BEFORE, PLACE, points, works) == pytest.approx(expected)
+    assert log_evidence(BEFORE, PLACE, [], []) == 0.0

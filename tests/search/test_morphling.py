@@ -1,0 +1,224 @@
+"""That the default search searches: its arithmetic against closed forms, and its results on made-up tasks."""
+
+import math
+import time
+from dataclasses import replace
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+from synthetic import KNOBS, OBJECTIVE, SPACE, Task, prior, wrong_prior
+
+from morphling_ray.measurement import Measurement
+from morphling_ray.meta.gaussian import Posterior
+from morphling_ray.meta.prior import Prior
+from morphling_ray.objective import ExpressionObjective
+from morphling_ray.search.acquisition import expected_improvement, objective_draws, quasi_normals
+from morphling_ray.search.history import History, log_moments
+from morphling_ray.search.morphling import MorphlingSampler
+from morphling_ray.search.surrogate import Surrogate
+from morphling_ray.space import Knob, SearchSpace
+
+HELD_OUT = range(20, 32)
+
+
+def samples_needed(task: Task, learned: Prior | None, budget: int = 20) -> int:
+    """How many samples until what is recommended is within 5 % of the optimum and stays there."""
+    sampler = MorphlingSampler(SPACE, OBJECTIVE, seed=0, prior=learned)
+    rng = np.random.default_rng(1)
+    good = []
+    for _ in range(budget):
+        configuration = sampler.suggest()
+        assert configuration is not None
+        sampler.observe(configuration, task.measure(configuration, rng.normal(0, 0.02, 2)))
+        best = sampler.finalists(1)  # what it recommends, without the figures that take time
+        good.append(bool(best) and task.truth(best[0]) >= 0.95 * task.best())
+    return next((n + 1 for n in range(budget) if all(good[n:])), budget + 1)
+
+
+def test_a_prior_saves_samples() -> None:
+    """Fails if the prior is not used, or used wrongly: a third of the samples, on tasks that it has not seen."""
+    tasks = [Task(i) for i in HELD_OUT][:6]
+    with_prior = [samples_needed(task, prior(), budget=12) for task in tasks]
+    without = [samples_needed(task, None, budget=12) for task in tasks]
+    assert np.mean(with_prior) < 0.67 * np.mean(without)
+    assert np.median(with_prior) <= 4
+
+
+def test_a_wrong_prior_is_let_go() -> None:
+    """Fails without the guard: a prior that holds for other knobs must not cost the search."""
+    tasks = [Task(i) for i in HELD_OUT][:6]
+    wrong = [samples_needed(task, wrong_prior()) for task in tasks]
+    assert np.mean([n <= 20 for n in wrong]) >= 0.8
+    history = History(SPACE, OBJECTIVE, np.random.default_rng(0))
+    for point in range(0, len(SPACE), 9):
+        history.tell(SPACE[point], tasks[0].measure(SPACE[point]))
+    weight = {b.name: b.weight for b in Surrogate(history, wrong_prior()).beliefs(pending=False)}
+    assert weight.get("prior", 0.0) < 0.05
+    kept = {b.name: b.weight for b in Surrogate(history, prior()).beliefs(pending=False)}
+    assert kept["prior"] > 0.5
+
+
+def test_expected_improvement_is_the_closed_form() -> None:
+    """Fails if draws are not standard normal or EI is not over the incumbent (Jones et al. 1998, Eq. 15)."""
+    mean, sd, best = np.array([0.0, 1.0, 2.0]), np.array([1.0, 0.5, 2.0]), 1.2
+    normals = quasi_normals(4096, 1, np.array([0.5]))
+    got = expected_improvement(mean + sd * normals, best)
+    standard = NormalDist()
+    z = (mean - best) / sd
+    expected = [s * (v * standard.cdf(v) + standard.pdf(v)) for v, s in zip(z, sd)]
+    np.testing.assert_allclose(got, expected, atol=2e-3)
+
+
+def test_draws_have_the_posterior_moments_and_respect_bounds() -> None:
+    """Fails if the factor is transposed, the log is not undone, or a bound is applied to the mean alone."""
+    covariance = np.array([[[0.09, -0.05], [-0.05, 0.04]]])
+    posterior = Posterior(np.array([[1.0, 0.0]]), covariance, 0.0)
+    normals = quasi_normals(20_000, 2, np.array([0.1, 0.7]))
+    product = ExpressionObjective("p", "a * b", metrics=("a", "b"))
+    values = objective_draws(posterior, normals, product, {})
+    variance = 0.09 + 0.04 - 0.10  # of log(a b)
+    assert values.mean() == pytest.approx(math.exp(1.0 + variance / 2), rel=1e-2)
+    bounded = ExpressionObjective("p", "a / a", ["b <= 1"], metrics=("a", "b"))
+    assert objective_draws(posterior, normals, bounded, {}).mean() == pytest.approx(0.5, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        ((2.0, 8.0), (math.log(4.0), math.log(4.0) / math.sqrt(12))),
+        ((0.0, 9.0), (math.log(9.0 / math.sqrt(3)), math.log(3.0) / math.sqrt(12))),
+        ((3.0, None), (math.log(3.0 * math.sqrt(3)), math.log(3.0) / math.sqrt(12))),
+        ((0.0, None), None),
+        ((5.0, 4.0), None),
+        ((math.nan, 4.0), (math.log(4.0 / math.sqrt(3)), math.log(3.0) / math.sqrt(12))),
+    ],
+)
+def test_moments_of_an_interval(interval: tuple[float, float | None], expected: tuple[float, float] | None) -> None:
+    """Fails if an open end is taken for 0 or for infinity."""
+    got = log_moments(*interval)
+    assert got == (pytest.approx(expected) if expected else None)
+
+
+def test_a_rejected_trial_lowers_what_is_expected_of_it() -> None:
+    """Fails if bounds are ignored: a peak below 10 where about 100 was expected."""
+    history = History(SPACE, OBJECTIVE, np.random.default_rng(0))
+    surrogate = Surrogate(history, prior())
+    before = surrogate.beliefs(pending=False)[0].posterior.mean[5, 0]
+    history.tell(SPACE[5], Measurement(configuration=SPACE[5], bounds={"rps": (0.0, 10.0)}))
+    after = surrogate.beliefs(pending=False)[0].posterior
+    assert after.mean[5, 0] < before - 0.5
+    assert after.covariance[5, 0, 0] > 0.1**2  # an interval is not a value
+    assert history.contenders == []
+
+
+def test_starts_in_the_middle_without_a_prior_and_spreads() -> None:
+    """Fails if the first configurations are the first of the list."""
+    sampler = MorphlingSampler(SPACE, OBJECTIVE, seed=0)
+    first, second, third = (sampler.suggest() for _ in range(3))
+    assert first is not None
+    assert first["batch"] in (4, 8)
+    assert first["cores"] in (2, 4)
+    assert second is not None
+    assert {second["batch"], second["cores"]} & {1, 8, 32}
+    assert third not in (first, second)
+
+
+def test_p_near_best_is_a_probability_that_learns() -> None:
+    """Fails if it ignores rivals (always 1) or what was learned (never near 1 on an exhausted space)."""
+    task, sampler = Task(25), MorphlingSampler(SPACE, OBJECTIVE, seed=0, prior=prior())
+    said = []
+    for _ in range(len(SPACE)):
+        configuration = sampler.suggest()
+        assert configuration is not None
+        sampler.observe(configuration, task.measure(configuration))
+        if (found := sampler.recommend()) is not None:
+            assert found.p_near_best is not None
+            assert found.sd is not None
+            said.append(found.p_near_best)
+        if len(said) == 1 or len(said) == 12:
+            continue
+        if len(said) > 12:
+            break
+    assert 0.0 <= said[0] < 0.9
+    assert said[-1] > 0.8
+
+
+def test_finalists_leave_out_what_is_clearly_worse() -> None:
+    """Fails if the runner-up is always measured again, or never."""
+    for second, count in ((0.5, 1), (0.99, 2)):
+        sampler = MorphlingSampler(SPACE, OBJECTIVE, seed=0, prior=prior())
+        for configuration, factor in ((SPACE[30], 1.0), (SPACE[31], second)):
+            rps = 100.0 * factor * (0.5 + float(configuration["cores"]))
+            sampler.reserve(configuration)
+            sampler.observe(
+                configuration, Measurement(configuration=configuration, metrics={"rps": rps, "latency_ms": 9.0})
+            )
+        assert len(sampler.finalists(2)) == count
+        assert SPACE[30] in sampler.finalists(2)
+
+
+def test_a_suggestion_is_quick() -> None:
+    """Fails if something per candidate is computed in Python: 72 candidates and 12 trials, far below a second each."""
+    task, sampler = Task(26), MorphlingSampler(SPACE, OBJECTIVE, seed=0, prior=prior())
+    began = time.perf_counter()
+    for _ in range(12):
+        configuration = sampler.suggest()
+        assert configuration is not None
+        sampler.observe(configuration, task.measure(configuration))
+    assert (time.perf_counter() - began) / 12 < 0.1
+
+
+def test_a_metric_that_the_prior_never_saw() -> None:
+    """Fails if an unknown metric stops the prior, or the search, from working."""
+    objective = ExpressionObjective("o", "rps", ["watts <= 9"], metrics=("rps", "watts"))
+    sampler = MorphlingSampler(SPACE, objective, seed=0, prior=prior())
+    for _ in range(10):
+        configuration = sampler.suggest()
+        assert configuration is not None
+        latency = Task(27).latency_ms(configuration)
+        metrics = {"rps": 1e3 * float(configuration["batch"]) / latency, "watts": 2.0 * float(configuration["cores"])}
+        sampler.observe(configuration, Measurement(configuration=configuration, metrics=metrics))
+    found = sampler.recommend()
+    assert found is not None
+    assert found.configuration["cores"] == 4  # 8 cores break the bound
+    assert found.configuration["batch"] == 32
+
+
+def test_a_prior_without_any_task_in_common_still_searches() -> None:
+    """Fails if a prior whose metrics are all others is conditioned on nothing."""
+    other = replace(prior(), metrics=("a", "b"))
+    assert KNOBS[0].name == "batch"
+    assert samples_needed(Task(20), other) <= 20
+
+
+def test_what_is_pending_narrows_what_is_believed() -> None:
+    """Fails if pending trials are forgotten: parallel trials would then crowd around one optimum."""
+    history = History(SPACE, OBJECTIVE, np.random.default_rng(0))
+    history.tell(SPACE[0], Task(20).measure(SPACE[0]))
+    history.reserve(40)
+    surrogate = Surrogate(history, prior())
+    alone, both = (surrogate.beliefs(pending=p)[0].posterior for p in (False, True))
+    assert both.covariance[41, 0, 0] < 0.7 * alone.covariance[41, 0, 0]
+    np.testing.assert_allclose(both.mean, alone.mean)
+
+
+def test_failures_are_kept_away_from() -> None:
+    """Fails if the probability of failure does not count: the metric promises most where nothing works."""
+    space = SearchSpace([Knob("x", tuple(range(1, 11))), Knob("k", tuple(range(1, 9)))])
+    objective = ExpressionObjective("o", "y", metrics=("y",))
+    sampler, failed = MorphlingSampler(space, objective, seed=0), 0
+    for _ in range(20):
+        configuration = sampler.suggest()
+        assert configuration is not None
+        x, k = (float(configuration[name]) for name in ("x", "k"))
+        if x > 5:
+            failed += 1
+            measurement = Measurement(configuration=configuration, infeasible_because="out of memory")
+        else:
+            measurement = Measurement(configuration=configuration, metrics={"y": x * (1.5 + math.sin(2.0 * k))})
+        sampler.observe(configuration, measurement)
+    assert failed <= 11
+    best = sampler.recommend()
+    assert best is not None
+    assert best.configuration == {"x": 5, "k": 4}

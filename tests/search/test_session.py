@@ -1,0 +1,206 @@
+"""What is tried next, on a scripted sampler: no model, so every decision can be foretold."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from synthetic import OBJECTIVE, SPACE
+
+from morphling_ray.errors import SpaceError
+from morphling_ray.evaluate.replay import SimulatedClock
+from morphling_ray.measurement import Measurement
+from morphling_ray.objective import Prices, ServingObjective
+from morphling_ray.search.random import RandomSampler
+from morphling_ray.search.session import CONFIRM, SEARCH, Ask, SearchSession
+from morphling_ray.space import Configuration, Knob, SearchSpace
+
+LINE = SearchSpace([Knob("cpu_cores", tuple(range(1, 13)))])
+PER_DOLLAR = ServingObjective("rps_per_dollar", Prices(base=0.0, cpu_core=1.0, gpu={}))
+
+
+def session(space: SearchSpace = LINE, objective: Any = PER_DOLLAR, **settings: Any) -> SearchSession:
+    given: dict[str, Any] = {
+        "max_trials": 8,
+        "time_budget_s": None,
+        "clock": SimulatedClock(),
+        "confirm": 2,
+        **settings,
+    }
+    if isinstance(given["clock"], SimulatedClock):
+        clock = given["clock"]
+        given["clock"] = lambda: clock.now_s
+    return SearchSession(space, objective, RandomSampler(space, objective, seed=0), **given)
+
+
+def measured(
+    configuration: Configuration, peak: float, bounds: Mapping[str, tuple[float, float | None]] | None = None
+) -> Measurement:
+    return Measurement(configuration=configuration, metrics={"peak_rps": peak}, bounds=bounds or {})
+
+
+def peak(configuration: Configuration) -> float:
+    """Per dollar 12, 11, 10, ...: one core is best, two cores are 8 % worse."""
+    cores = int(configuration["cpu_cores"])
+    return cores * (13.0 - cores)
+
+
+def finish(running: SearchSession) -> list[Ask]:
+    asks = []
+    while (ask := running.next()) is not None:
+        asks.append(ask)
+        running.tell(ask.number, measured(ask.configuration, peak(ask.configuration)))
+    assert running.finished
+    return asks
+
+
+def test_finalists_are_confirmed_last() -> None:
+    """Fails if stages, numbers or the count of trials are off, or a confirmation may be rejected early."""
+    asks = finish(session(max_trials=14))
+    assert [a.number for a in asks] == list(range(1, 15))
+    assert [a.stage for a in asks] == [SEARCH] * 12 + [CONFIRM] * 2
+    assert [a.configuration["cpu_cores"] for a in asks[-2:]] == [1, 2]  # best first
+    assert all(not a.needed for a in asks[-2:])
+    assert len({a.configuration["cpu_cores"] for a in asks[:12]}) == 12
+
+
+def test_three_confirmations_take_turns() -> None:
+    """Fails if finalists are not interleaved, so that a drift of the machine falls on one of them."""
+    asks = finish(session(max_trials=15, confirm=3))
+    assert [a.configuration["cpu_cores"] for a in asks[-3:]] == [1, 2, 1]
+
+
+def test_few_trials_are_all_searched() -> None:
+    """Fails if 4 trials are spent on 2 configurations."""
+    assert [a.stage for a in finish(session(max_trials=4))] == [SEARCH] * 4
+    assert [a.stage for a in finish(session(max_trials=5))][-1] == CONFIRM
+
+
+def test_an_exhausted_space_is_confirmed_and_ends() -> None:
+    """Fails if the session waits for ever for a 13th configuration of 12."""
+    asks = finish(session(max_trials=99))
+    assert [a.stage for a in asks].count(SEARCH) == 12
+    assert [a.stage for a in asks].count(CONFIRM) == 2
+
+
+def test_a_clearly_worse_runner_up_is_skipped() -> None:
+    """Fails if the second finalist is confirmed although it cannot win."""
+    two = SearchSpace([Knob("cpu_cores", (1, 12))])
+    asks = finish(session(two, max_trials=8))
+    assert [a.configuration["cpu_cores"] for a in asks if a.stage == CONFIRM] == [1]
+
+
+def test_needed_is_what_beats_the_best_measured_in_full() -> None:
+    """Fails if an infeasible or rejected trial sets the bar, or the bar is not that of the asked configuration."""
+    running = session(max_trials=12, initial=[{"cpu_cores": 4}, {"cpu_cores": 5}, {"cpu_cores": 6}])
+    asks = [running.next() for _ in range(3)]
+    assert all(a is not None and a.needed == {} for a in asks)
+    running.tell(1, Measurement(configuration={"cpu_cores": 4}, infeasible_because="crash"))
+    running.tell(2, measured({"cpu_cores": 5}, 500.0, {"peak_rps": (500.0, 900.0)}))  # rejected
+    fourth = running.next()
+    assert fourth is not None
+    assert fourth.needed == {}
+    assert running.tell(3, measured({"cpu_cores": 6}, 60.0)) == pytest.approx(10.0)
+    fifth = running.next()
+    assert fifth is not None
+    assert fifth.needed == {"peak_rps": pytest.approx(10.0 * int(fifth.configuration["cpu_cores"]))}
+
+
+def test_initial_configurations_come_first() -> None:
+    """Fails if the present configuration, here one outside the space, is not tried first, or is tried twice."""
+    asks = finish(session(initial=[{"cpu_cores": 20}, {"cpu_cores": 3}], max_trials=14, confirm=0))
+    cores = [a.configuration["cpu_cores"] for a in asks]
+    assert cores[:2] == [20, 3]
+    assert sorted(int(c) for c in cores) == [*range(1, 13), 20]
+    with pytest.raises(SpaceError, match="lacks cpu_cores"):
+        session(initial=[{"other": 3}])
+
+
+def test_gives_up_when_the_first_trials_fail_alike() -> None:
+    """Fails if an application that cannot start costs all trials, or if unlike reasons end the search."""
+    running = session()
+    for n in range(1, 4):
+        ask = running.next()
+        assert ask is not None
+        running.tell(n, Measurement(configuration=ask.configuration, infeasible_because="no module named\n x"))
+    assert running.finished
+    assert running.next() is None
+    assert "no module named x" in running.stopped_because
+    running = session()
+    for reason in ("out of memory", "out of memory", "crash"):
+        ask = running.next()
+        assert ask is not None
+        running.tell(ask.number, Measurement(configuration=ask.configuration, infeasible_because=reason))
+    assert not running.finished
+    assert running.stopped_because == ""
+
+
+def test_the_time_budget_ends_the_search() -> None:
+    """Fails if a trial begins after the budget, or one that is running is forgotten."""
+    clock = SimulatedClock(now_s=100.0)
+    running = session(time_budget_s=10.0, clock=clock)
+    first = running.next()
+    assert first is not None
+    clock.advance(10.0)
+    assert running.next() is None
+    assert not running.finished
+    running.tell(1, measured(first.configuration, 5.0))
+    assert running.finished
+    assert "time budget" in running.stopped_because
+    assert running.recommendation() is not None
+
+
+def test_several_at_once() -> None:
+    """Fails if finalists are chosen while trials are running, or more trials begin than were allowed."""
+    running = session(max_trials=6)
+    asks = [running.next() for _ in range(4)]
+    assert running.next() is None
+    assert running.more
+    for ask in asks:
+        assert ask is not None
+        assert not running.finished
+        running.tell(ask.number, measured(ask.configuration, peak(ask.configuration)))
+    last = [running.next(), running.next()]
+    assert all(ask is not None and ask.stage == CONFIRM for ask in last) or last[1] is None
+    assert running.next() is None
+    with pytest.raises(KeyError):
+        running.tell(1, measured({"cpu_cores": 1}, 1.0))
+
+
+def test_recommendation_pools_and_weighs_confirmations() -> None:
+    """Fails if repeats are averaged with equal weights, or only the last counts."""
+    running = session(max_trials=2, initial=[{"cpu_cores": 1}])
+    assert running.recommendation() is None
+    running.replay(1, SEARCH, measured({"cpu_cores": 1}, 16.0))
+    running.replay(2, CONFIRM, measured({"cpu_cores": 1}, 2.0))
+    outcome = running.recommendation()
+    assert outcome is not None
+    assert outcome.metrics["peak_rps"] == pytest.approx((16.0 * 2.0 * 2.0) ** (1 / 3))
+    assert outcome.objective == pytest.approx(4.0)
+    assert outcome.trials == (1, 2)
+    assert outcome.confirmed
+
+
+@pytest.mark.parametrize(
+    "metrics", [{}, {"rps": 5.0}, {"rps": 5.0, "latency_ms": 500.0}, {"rps": float("nan"), "latency_ms": 1.0}]
+)
+def test_no_objective(metrics: dict[str, float]) -> None:
+    """Fails if a missing metric, a broken bound or a NaN is given a number."""
+    running = session(SPACE, OBJECTIVE)
+    ask = running.next()
+    assert ask is not None
+    assert running.tell(ask.number, Measurement(configuration=ask.configuration, metrics=metrics)) is None
+    assert running.recommendation() is None
+
+
+@pytest.mark.parametrize("cut", [1, 5, 12, 13])
+def test_a_resumed_session_goes_on_as_if_nothing_had_happened(cut: int) -> None:
+    """Fails if replayed trials are not counted, numbered, or taken out of the plan."""
+    settings: dict[str, Any] = {"max_trials": 14, "initial": [{"cpu_cores": 7}]}
+    whole = finish(session(**settings))
+    again = session(**settings)
+    for ask in whole[:cut]:
+        again.replay(ask.number, ask.stage, measured(ask.configuration, peak(ask.configuration)))
+    rest = finish(again)
+    assert [(a.number, a.stage, a.configuration) for a in rest] == [
+        (a.number, a.stage, a.configuration) for a in whole[cut:]
+    ]

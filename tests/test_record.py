@@ -1,0 +1,70 @@
+"""Recording: resumable, raw data kept, and a set that can be replayed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from morphling_ray.measurement import Measurement
+from morphling_ray.record import measure_missing, read_raw, write_surfaces
+from morphling_ray.space import Configuration
+from morphling_ray.surface import load_surfaces
+
+META: dict[str, Any] = {"family": "made-up", "slo_p99_ms": 100.0, "command": ["--app", "a:b"]}
+GRID: list[Configuration] = [{"cpu_cores": c, "max_batch_size": b} for c in (1, 2) for b in (1, 8)]
+
+
+class Server:
+    """Peak 100 RPS a core; a batch of 8 on one core does not work."""
+
+    def __init__(self) -> None:
+        self.asked: list[Configuration] = []
+
+    def measure(self, configuration: Configuration) -> Measurement:
+        self.asked.append(configuration)
+        if configuration == {"cpu_cores": 1, "max_batch_size": 8}:
+            return Measurement(configuration=configuration, infeasible_because="SLO missed at any rate")
+        peak = 100.0 * float(configuration["cpu_cores"]) + len(self.asked)  # repeats differ
+        return Measurement(configuration=configuration, metrics={"peak_rps": peak, "capacity_rps": 2 * peak})
+
+
+def test_a_recording_goes_on_where_it_stopped_and_becomes_a_surface(tmp_path: Path) -> None:
+    """Fails if a configuration is measured twice after a restart, if half a line breaks it, or if repeats are lost."""
+    raw = tmp_path / "raw" / "task.jsonl"
+    raw.parent.mkdir()
+    server, told = Server(), []
+    rounds = [(c, r) for r in range(2) for c in GRID]
+
+    def tell(done: int, measurement: Measurement, seconds: float) -> None:
+        told.append(done)
+
+    measure_missing(raw, rounds[:5], server.measure, tell, META)
+    with raw.open("a") as file:
+        file.write('{"configuration": {"cpu_co')  # killed in the middle of a line
+    assert len(read_raw(raw)) == 5
+    measure_missing(raw, rounds, server.measure, tell, META)
+    assert len(server.asked) == 8
+    assert told == list(range(1, 9))
+    assert len(read_raw(raw)) == 8
+
+    write_surfaces(tmp_path)
+    surfaces = load_surfaces(tmp_path)
+    surface = surfaces.task("task")
+    assert surface.family == "made-up"
+    assert len(surface.space) == 4
+    assert surface.feasible.sum() == 3
+    objective = surfaces.objective("rps_per_dollar", "task")
+    index = surface.space.index({"cpu_cores": 1, "max_batch_size": 1})
+    first, again = 100.0 + 1, 100.0 + 5
+    assert surface.metrics["peak_rps"][index] == pytest.approx((first + again) / 2)
+    value = objective(surface.columns, surface.metrics)
+    assert value[index] == pytest.approx(((first + again) / 2) / 0.22)
+
+
+def test_a_broken_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
+    """Fails if data is dropped in silence."""
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"a": 1}\n{"b\n' + json.dumps({"c": 2}) + "\n")
+    with pytest.raises(Exception, match="line 2: not JSON"):
+        read_raw(path)
