@@ -14,7 +14,7 @@ from experiments.zoo.apps import FAMILIES, MODELS
 from morphling_ray.experiment import DEMO
 from morphling_ray.record import main as record
 
-SURFACES = Path(__file__).parent / "surfaces"
+SURFACES = Path("experiments/surfaces")  # the command is recorded, and belongs in the root of the project
 ZOO_SAMPLE = 36  # of 72 configurations, a different half for each model
 
 

@@ -10,6 +10,7 @@ from morphling_ray.environment import environment
 from morphling_ray.experiment import Experiment
 from morphling_ray.measurement import Measurement, Probe, Trial, Verdict
 from morphling_ray.objective import ServingObjective
+from morphling_ray.search import bundled_prior
 from morphling_ray.space import Configuration
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def recommendation(
         "infeasible_trials": sum(not t.measurement.feasible for t in trials),
         "seconds": round(seconds, 1),
         "searcher": experiment.searcher,
-        "prior": experiment.prior,
+        "prior": _prior(experiment),
         "seed": experiment.seed,
         "slo": None
         if experiment.replay
@@ -94,6 +95,13 @@ def recommendation(
         out["gain_over_baseline"] = value / base.objective
     out["summary"] = _summary(out, slo_ms=slo.latency_s * 1e3)
     return out
+
+
+def _prior(experiment: Experiment) -> str | None:
+    """Where the searcher's prior came from."""
+    if experiment.prior is not None or experiment.searcher != "morphling":
+        return experiment.prior
+    return "bundled with the package" if bundled_prior() is not None else None
 
 
 def _most_trusted(trials: Sequence[Trial]) -> Trial:

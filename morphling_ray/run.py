@@ -231,9 +231,7 @@ class Run:
         if not self._cluster.local:
             self._leave_cluster(in_a_hurry=in_a_hurry)
         disconnect()
-        shutil.rmtree(
-            self.directory.path / TUNE_FOLDER, ignore_errors=True
-        )  # all of it is in trials.jsonl, in our form
+        shutil.rmtree(self.directory.path / TUNE_FOLDER, ignore_errors=True)  # trials.jsonl has all of it
 
     def _leave_cluster(self, *, in_a_hurry: bool) -> None:
         import ray

@@ -32,6 +32,7 @@ BATCHED = str(APPS / "batched.py")
         (["--request", "json:nothing"], "", "AttributeError"),
         (["--prices", "nowhere.yaml"], "", "price file"),
         (["--prior", "nowhere.npz"], "", "nowhere.npz does not exist"),
+        (["--prior", "not_json.json"], "", "is not a prior"),
         (["--run-dir", "occupied"], "", "exists and is not ours"),
         (["--resume", "occupied"], "", "there is no run to go on with"),
         (["--replay", "nowhere", "--task", "t", "--objective-name", "o"], "", "surfaces.yaml"),

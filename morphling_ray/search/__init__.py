@@ -60,11 +60,16 @@ def check_searcher(name: str, prior: Path | None = None) -> None:
 
     Raises:
         InputError: An unknown name, or a prior's file that does not exist.
+        PriorError: The file is not a prior.
     """
     if name not in SEARCHERS:
         raise InputError(f"unknown searcher {name!r}; choose {', '.join(SEARCHERS)}")
     if prior is not None and not prior.is_file():
         raise InputError(f"prior {prior} does not exist; make one with python -m morphling_ray.train")
+    if prior is not None:
+        from morphling_ray.meta.prior import Prior
+
+        Prior.load(prior)
 
 
 __all__ = ["SEARCHERS", "Factory", "Recommendation", "Sampler", "bundled_prior", "check_searcher", "make_sampler"]

@@ -1,0 +1,104 @@
+"""A search on a cluster that is somebody else's, where another application runs."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import cli
+import pytest
+
+pytestmark = [pytest.mark.serve, pytest.mark.timeout(240)]
+
+DEPLOY_ANOTHER = """
+import ray
+from ray import serve
+ray.init(address={address!r}, log_to_driver=False)
+@serve.deployment(ray_actor_options={{"num_cpus": 0}})
+class Other:
+    def __call__(self):
+        return "still here"
+serve.run(Other.bind(), name="other", route_prefix="/other")
+"""
+ASK_IT = """
+import json, ray
+from ray import serve
+ray.init(address={address!r}, log_to_driver=False)
+names = list(serve.status().applications)
+actors = [a["name"] for a in ray.util.list_named_actors(all_namespaces=True)]
+print(json.dumps([names, serve.get_app_handle("other").remote().result(), actors]))
+"""
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """A cluster of one node, ended afterwards."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "home").mkdir()
+    before = cli.ray_processes()
+    ray = Path(sys.executable).with_name("ray")
+    options = ["--head", f"--port={port}", "--num-cpus=3", "--include-dashboard=false", "--disable-usage-stats"]
+    process = subprocess.Popen(
+        [str(ray), "start", "--block", *options],
+        env=cli.environment(tmp_path / "home"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if "Ray runtime started" in line:
+                break
+        yield f"127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+        for left in cli.ray_processes() - before:
+            os.kill(left, signal.SIGKILL)
+
+
+def python(folder: Path, code: str) -> str:
+    """Runs a script as another user of the cluster."""
+    environment = {**cli.environment(folder / "home"), "RAY_USAGE_STATS_ENABLED": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=90, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_given_cluster_is_left_as_it_was(tmp_path: Path, address: str) -> None:
+    """Fails if the other application is deleted, or if our application, lane or driver stays behind."""
+    python(tmp_path, DEPLOY_ANOTHER.format(address=address))
+    (tmp_path / "request.json").write_text("21")
+    (tmp_path / "experiment.yaml").write_text(
+        "app: batched:app\nrequest: request.json\nobjective: rps\nmax_trials: 2\nspace: {max_batch_size: [1, 16]}\n"
+    )
+    finished = cli.tune(tmp_path, "--experiment", "experiment.yaml", "--address", address, "--run-dir", "out")
+    assert finished.status == 0, finished.stderr + (tmp_path / "out" / "ray.log").read_text()[-2000:]
+    assert finished.result["trials"] == 2
+    names, answer, actors = json.loads(python(tmp_path, ASK_IT.format(address=address)).strip().splitlines()[-1])
+    assert names == ["other"]
+    assert answer == "still here"
+    assert not [name for name in actors if "lane" in name]
+
+
+def test_no_cluster_at_the_address(tmp_path: Path) -> None:
+    """Fails if a wrong address ends in a traceback, or a run directory is left."""
+    finished = cli.tune(tmp_path, "--address", "127.0.0.1:1", "--run-dir", "out")
+    assert finished.status == 2
+    assert "no Ray cluster at '127.0.0.1:1'" in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert not (tmp_path / "out").exists()
