@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,12 +83,24 @@ def connect(address: str | None) -> Cluster:
             **common,
         )
     else:
+        _check_listening(address)
         try:
             ray.init(address=address, **common)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(f"no Ray cluster at {address!r}: {' '.join(str(error).split())[:200]}") from error
     nodes = tuple(dict(n["Resources"]) for n in ray.nodes() if n["Alive"])
     return Cluster(local=address is None, nodes=nodes)
+
+
+def _check_listening(address: str) -> None:
+    """Raises `InputError` where nobody listens at `host:port`: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():  # `auto`, or the name of a session
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10.0).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"no Ray cluster at {address!r}: {error}") from error
 
 
 def disconnect() -> None:

@@ -50,6 +50,7 @@ class Measurement:
         metrics: Point estimates, all positive, by name; online `peak_rps` (and `capacity_rps`). Empty if infeasible.
         bounds: For a metric that was not pinned down, the interval it lies in, `(low, high)`; `high` may be None
             (a rejected trial: it was only shown that the peak lies below what was needed).
+        noise_sd: By metric, about what standard deviation its logarithm would have over repeats, where that is known.
         infeasible_because: Reason that it has no metrics, or an empty string. Data, never an exception.
         probes: Every window that was measured, in order.
         timings_s: Where the time went, by stage.
@@ -60,6 +61,7 @@ class Measurement:
     configuration: Configuration
     metrics: Mapping[str, float] = field(default_factory=dict)
     bounds: Mapping[str, tuple[float, float | None]] = field(default_factory=dict)
+    noise_sd: Mapping[str, float] = field(default_factory=dict)
     infeasible_because: str = ""
     probes: tuple[Probe, ...] = ()
     timings_s: Mapping[str, float] = field(default_factory=dict)

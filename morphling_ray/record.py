@@ -9,6 +9,7 @@ go to `OUT/raw/TASK.jsonl` as they come, so that an interrupted recording goes o
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
@@ -16,12 +17,17 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from morphling_ray.errors import InputError, MorphlingError, StoreError
 from morphling_ray.experiment import Parser, add_flags, resolve
 from morphling_ray.measurement import Measurement
+from morphling_ray.objective import Objective
 from morphling_ray.space import Configuration
 
 METRICS = ("peak_rps", "capacity_rps")
+FINAL_ROUNDS = 4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sample", metavar="N", type=int, help="measure only N configurations, drawn with --seed")
     parser.add_argument(
         "--repeats", metavar="N", type=int, default=1, help="measure each N times, in N rounds (default: 1)"
+    )
+    parser.add_argument(
+        "--finalists", metavar="N", type=int, default=0, help="then measure the best N again, longer, in 4 more rounds"
     )
     arguments = parser.parse_args(argv)
     try:
@@ -76,17 +85,35 @@ def _record(arguments: argparse.Namespace, argv: list[str]) -> None:
             chosen = list(plan.space.configurations)
             if arguments.sample is not None and arguments.sample < len(chosen):
                 chosen = random.Random(experiment.seed).sample(chosen, arguments.sample)
-            rounds = [(c, r) for r in range(arguments.repeats) for c in _fewest_restarts(chosen)]
+            rounds: list[tuple[Configuration, int | str]] = [
+                (c, r) for r in range(arguments.repeats) for c in _fewest_restarts(chosen)
+            ]
             evaluator = OnlineEvaluator(**plan.arguments)
             say = _teller(console.stderr, f"{task}: ", len(rounds))
             meta = {"family": arguments.family or task, "slo_p99_ms": experiment.slo_p99_ms, "command": argv}
             measure_missing(raw, rounds, evaluator.measure, say, meta)
+            best = _fewest_restarts(best_of(raw, plan.objective)[: arguments.finalists])
+            finals: list[tuple[Configuration, int | str]] = [
+                (c, f"final-{r}") for r in range(FINAL_ROUNDS) for c in best
+            ]
+            say = _teller(console.stderr, f"{task} (finalists): ", len(finals))
+            measure_missing(raw, finals, lambda c: evaluator.measure(c, confirm=True), say, meta)
             evaluator.close()
             leave_serve(shut_down=ours, wait=False)
         finally:
             disconnect()
         write_surfaces(Path(arguments.out))
     (raw.parent / "ray.log").unlink(missing_ok=True)
+
+
+def best_of(raw: Path, objective: Objective) -> list[Configuration]:
+    """The configurations of a raw file by the objective of their median peak, best first; finalists stay finalists."""
+    peaks: dict[str, list[float]] = {}
+    for line in read_raw(raw):
+        if line["metrics"] and not str(line["repeat"]).startswith("final"):
+            peaks.setdefault(json.dumps(line["configuration"]), []).append(line["metrics"]["peak_rps"])
+    value = {c: float(objective(json.loads(c), {"peak_rps": statistics.median(p)})) for c, p in peaks.items()}
+    return [json.loads(c) for c in sorted(value, key=lambda c: -value[c])]
 
 
 def _fewest_restarts(configurations: Iterable[Configuration]) -> list[Configuration]:
@@ -116,7 +143,7 @@ def _teller(stream: Any, prefix: str, total: int) -> Callable[[int, Measurement,
 
 def measure_missing(
     raw: Path,
-    rounds: Sequence[tuple[Configuration, int]],
+    rounds: Sequence[tuple[Configuration, int | str]],
     measure: Callable[[Configuration], Measurement],
     tell: Callable[[int, Measurement, float], None],
     meta: dict[str, Any],
@@ -125,7 +152,7 @@ def measure_missing(
 
     Args:
         raw: JSON lines; made if need be.
-        rounds: Configurations with the number of the repeat.
+        rounds: Configurations with the number or name of the repeat.
         measure: Measures one.
         tell: Told of each: how many are done, the measurement, its seconds.
         meta: Written into every line.
@@ -151,7 +178,7 @@ def measure_missing(
             tell(done, measurement, time.monotonic() - started)
 
 
-def _key(configuration: Configuration, repeat: int) -> str:
+def _key(configuration: Configuration, repeat: int | str) -> str:
     return json.dumps([configuration, repeat], sort_keys=True)
 
 
@@ -173,9 +200,7 @@ def read_raw(path: Path) -> list[dict[str, Any]]:
 
 
 def write_surfaces(folder: Path) -> None:
-    """Makes `surfaces.yaml` and `surfaces.csv` from the raw files: the median of the repeats, feasible if half were."""
-    import numpy as np
-
+    """Makes `surfaces.yaml` and `surfaces.csv` from the raw files; feasible is what was so in half of its repeats."""
     from morphling_ray.objective import Prices
     from morphling_ray.space import Knob, SearchSpace
     from morphling_ray.surface import Surface, SurfaceSet, save_surfaces
@@ -193,14 +218,8 @@ def write_surfaces(folder: Path) -> None:
         for line in lines:
             cells.setdefault(_key(line["configuration"], 0), []).append(line)
         space = SearchSpace(knobs, configurations=[c[0]["configuration"] for c in cells.values()])
-        works = [[line["metrics"] for line in c if line["metrics"]] for c in cells.values()]
-        feasible = np.array([2 * len(w) >= len(c) for w, c in zip(works, cells.values(), strict=True)])
-        metrics = {
-            m: np.array(
-                [np.median([w[m] for w in ws]) if ok else np.nan for ws, ok in zip(works, feasible, strict=True)]
-            )
-            for m in METRICS
-        }
+        feasible = np.array([2 * sum(bool(line["metrics"]) for line in c) >= len(c) for c in cells.values()])
+        metrics = {m: np.where(feasible, levels(list(cells.values()), m), np.nan) for m in METRICS}
         surfaces[task] = Surface(task, lines[0]["family"], space, metrics, feasible)
     first = every[0]
     prices = Prices.load()
@@ -213,7 +232,7 @@ def write_surfaces(folder: Path) -> None:
                 f"Peak open-loop Poisson rate with p99 <= {first['slo_p99_ms']:g} ms, and closed-loop capacity, of "
                 f"Ray Serve applications on {first['cpus']} cores ({first['cpu']}), Ray {first['ray']}, torch "
                 f"{first['torch']}; recorded {dates[0]} to {dates[-1]}. Where all cores are the replica's, the load "
-                "driver shares them."
+                f"driver shares them.{_spread(tasks)}"
             ),
             source="python -m morphling_ray.record " + " ".join(first["command"]),
             licence="Apache-2.0",
@@ -228,6 +247,58 @@ def write_surfaces(folder: Path) -> None:
             surfaces=surfaces,
         ),
     )
+
+
+def levels(cells: Sequence[Sequence[dict[str, Any]]], metric: str) -> npt.NDArray[np.float64]:
+    """The level of each configuration, with the speed of the machine in each round taken off.
+
+    A shared machine is slower in some rounds than in others, and not every configuration is in every round. So
+    log y = level of the configuration + speed of the round is fitted by least squares; the speeds average to 0.
+
+    Args:
+        cells: The lines of each configuration, one a repeat.
+        metric: Which.
+
+    Returns:
+        Shape `(len(cells),)`; NaN where a configuration has no value.
+    """
+    rounds = sorted({str(line["repeat"]) for lines in cells for line in lines if line["metrics"]})
+    rows = [
+        (i, rounds.index(str(line["repeat"])), math.log(line["metrics"][metric]))
+        for i, lines in enumerate(cells)
+        for line in lines
+        if line["metrics"]
+    ]
+    design = np.zeros((len(rows) + 1, len(cells) + len(rounds)))
+    target = np.zeros(len(rows) + 1)
+    for k, (i, r, value) in enumerate(rows):
+        design[k, i] = design[k, len(cells) + r] = 1.0
+        target[k] = value
+    design[-1, len(cells) :] = 1.0  # the speeds average to 0
+    found = np.exp(np.linalg.lstsq(design, target, rcond=None)[0][: len(cells)])
+    found[[i for i in range(len(cells)) if not any(i == row[0] for row in rows)]] = np.nan
+    return np.asarray(found, np.float64)
+
+
+def _spread(tasks: dict[str, list[dict[str, Any]]]) -> str:
+    """In words, how far repeats of one configuration lie apart (the noise of a single measurement)."""
+    squares: dict[bool, list[float]] = {False: [], True: []}
+    for lines in tasks.values():
+        repeats: dict[tuple[str, bool], list[float]] = {}
+        for line in lines:
+            if line["metrics"]:
+                key = _key(line["configuration"], 0), str(line["repeat"]).startswith("final")
+                repeats.setdefault(key, []).append(math.log(line["metrics"]["peak_rps"]))
+        for (_, final), logs in repeats.items():
+            if len(logs) > 1:
+                squares[final].append(statistics.variance(logs))
+    said = [
+        f" Repeated {kind} of one configuration differ with a standard deviation of {statistics.fmean(s) ** 0.5:.0%} "
+        f"({len(s)} configurations)."
+        for kind, s in (("measurements", squares[False]), ("long measurements", squares[True]))
+        if s
+    ]
+    return "".join(said)
 
 
 def _sortable(value: Any) -> tuple[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from morphling_ray.measurement import Measurement
-from morphling_ray.record import measure_missing, read_raw, write_surfaces
+from morphling_ray.record import levels, measure_missing, read_raw, write_surfaces
 from morphling_ray.space import Configuration
 from morphling_ray.surface import load_surfaces
 
@@ -57,9 +57,19 @@ def test_a_recording_goes_on_where_it_stopped_and_becomes_a_surface(tmp_path: Pa
     objective = surfaces.objective("rps_per_dollar", "task")
     index = surface.space.index({"cpu_cores": 1, "max_batch_size": 1})
     first, again = 100.0 + 1, 100.0 + 5
-    assert surface.metrics["peak_rps"][index] == pytest.approx((first + again) / 2)
+    assert surface.metrics["peak_rps"][index] == pytest.approx((first * again) ** 0.5)
     value = objective(surface.columns, surface.metrics)
-    assert value[index] == pytest.approx(((first + again) / 2) / 0.22)
+    assert value[index] == pytest.approx((first * again) ** 0.5 / 0.22)
+
+
+def test_a_slow_round_does_not_make_its_configurations_look_slow() -> None:
+    """Fails if repeats are averaged as they are: b is twice a, and was measured once more when all was half as fast."""
+    peaks = {"a": {0: 100.0, 1: 100.0}, "b": {0: 200.0, 1: 200.0, 2: 100.0}, "c": {0: 150.0, 2: 75.0}}
+    cells = [[{"repeat": r, "metrics": {"peak_rps": y}} for r, y in rounds.items()] for rounds in peaks.values()]
+    found = levels([*cells, [{"repeat": 0, "metrics": {}}]], "peak_rps")
+    assert found[1] / found[0] == pytest.approx(2.0)
+    assert found[2] / found[0] == pytest.approx(1.5)
+    assert found[3] != found[3]  # never measured: NaN
 
 
 def test_a_broken_line_in_the_middle_is_an_error(tmp_path: Path) -> None:

@@ -29,7 +29,11 @@ PROBE_REQUESTS = 300  # a window is long enough for that many, within the bounds
 SEARCH_WINDOW_S = (1.0, 2.0)
 CONFIRM_WINDOW_S = (2.5, 4.0)
 FIRST_RATIO = 0.75  # peak over capacity, before any was measured
-SEARCH_STEP, CONFIRM_STEP = 0.12, 0.06
+SEARCH_STEP, CONFIRM_STEP = 0.15, 0.06
+SEARCH_TOL, CONFIRM_TOL = 0.1, 0.06
+# Of the logarithm of a peak that is measured again, on 2 cores of a shared machine; `morphling_ray.record --repeats`
+# writes what it found into surfaces.yaml.
+SEARCH_NOISE_SD, CONFIRM_NOISE_SD = 0.12, 0.07
 FIRST_ANSWER_S = 30.0
 
 
@@ -157,6 +161,7 @@ class OnlineEvaluator:
             configuration=configuration,
             metrics={"peak_rps": search.peak_rps, "capacity_rps": capacity.achieved_rps} if search.peak_rps else {},
             bounds={"peak_rps": (search.peak_rps, search.upper_rps)} if search.rejected else {},
+            noise_sd={"peak_rps": CONFIRM_NOISE_SD if confirm else SEARCH_NOISE_SD},
             probes=probes,
             timings_s=watch.seconds,
             notes=tuple(notes),
@@ -194,6 +199,7 @@ class OnlineEvaluator:
             capacity_rps=capacity.achieved_rps,
             start_rps=known or statistics.median(self._ratios) * capacity.achieved_rps,
             step=CONFIRM_STEP if known else SEARCH_STEP,
+            rel_tol=CONFIRM_TOL if confirm else SEARCH_TOL,
             needed_rps=None if confirm else needed.get("peak_rps"),
         )
 

@@ -17,7 +17,7 @@ from morphling_ray.space import Configuration, SearchSpace
 
 FloatArray = npt.NDArray[np.float64]
 
-NOISE_SD = 0.03  # of one measurement of a log-metric; what probing with a tolerance of 5 % leaves
+NOISE_SD = 0.03  # of one measurement of a log-metric, where the measurement does not say itself
 MAX_POINTS = 20_000  # of a larger space a drawn part is searched: a model of all of it would take seconds a proposal
 _OPEN_WIDTH = 3.0  # an interval with one end open is taken to be this factor wide
 
@@ -112,12 +112,13 @@ class History:
         known = pinned(measurement, self.objective.metrics)
         values: list[tuple[int, float, float]] = []
         for m, name in enumerate(self.objective.metrics):
+            noise_sd = measurement.noise_sd.get(name, NOISE_SD)
             if name in measurement.bounds:
                 moments = log_moments(*measurement.bounds[name])
                 if moments is not None:
-                    values.append((m, moments[0], moments[1] ** 2 + NOISE_SD**2))
+                    values.append((m, moments[0], moments[1] ** 2 + noise_sd**2))
             elif name in known:
-                values.append((m, float(np.log(known[name])), NOISE_SD**2))
+                values.append((m, float(np.log(known[name])), noise_sd**2))
         if values:  # a measurement of nothing does not even show that it works
             self._outcomes[point].append(True)
             self._values.setdefault(point, []).extend(values)
