@@ -33,7 +33,7 @@ SEARCH_STEP, CONFIRM_STEP = 0.15, 0.06
 SEARCH_TOL, CONFIRM_TOL = 0.1, 0.06
 # Of the logarithm of a peak that is measured again, on 2 cores of a shared machine; `morphling_ray.record --repeats`
 # writes what it found into surfaces.yaml.
-SEARCH_NOISE_SD, CONFIRM_NOISE_SD = 0.12, 0.07
+SEARCH_NOISE_SD, CONFIRM_NOISE_SD = 0.12, 0.09
 FIRST_ANSWER_S = 30.0
 
 
