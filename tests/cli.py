@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,11 +85,11 @@ def ray_processes() -> set[int]:
     return found
 
 
-def wait_for(condition: Any, timeout_s: float, what: str) -> None:
-    """Waits until `condition()` is true."""
+def wait_for(condition: Callable[[], bool], timeout_s: float, what: str | Callable[[], str]) -> None:
+    """Waits until `condition()` is true; `what` says for what, in the failure's message."""
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
+        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what if isinstance(what, str) else what()}"
         time.sleep(0.1)
 
 

@@ -78,23 +78,26 @@ def serve_run_answers(folder: Path, config: dict[str, Any]) -> None:
 
     before = cli.ray_processes()
     serve = Path(sys.executable).with_name("serve")
-    process = subprocess.Popen(
-        [str(serve), "run", "serve_config.yaml"],
-        cwd=folder,
-        env=cli.environment(folder.parent / "home"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    log = folder.parent / "serve.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [str(serve), "run", "serve_config.yaml"],
+            cwd=folder,
+            # Without an address Ray takes the last `ray start` of this machine, dead or alive.
+            env={**cli.environment(folder.parent / "home"), "RAY_ADDRESS": "local"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     port, answer = config["http_options"]["port"], []
     try:
 
         def answers() -> bool:
-            assert process.poll() is None, "serve run ended"
+            assert process.poll() is None, log.read_text()
             answer.append(post(port, "/", image_request()))
             return answer[-1] is not None
 
-        cli.wait_for(answers, 90, "an answer")
+        cli.wait_for(answers, 90, lambda: f"an answer:\n{log.read_text()[-4000:]}")
         assert set(answer[-1]) == {"class", "probability"}
     finally:
         process.send_signal(signal.SIGINT)

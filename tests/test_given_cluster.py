@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cli
 import pytest
+from ray._common.utils import get_ray_address_file
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(240)]
 
@@ -59,14 +60,18 @@ def address(tmp_path: Path) -> Iterator[str]:
                 break
         yield f"127.0.0.1:{port}"
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.communicate(timeout=30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+        os.killpg(process.pid, signal.SIGKILL)  # nothing of it is kept, and a polite end takes half a minute
+        process.communicate()
         for left in cli.ray_processes() - before:
             os.kill(left, signal.SIGKILL)
+        forget(f":{port}")
+
+
+def forget(address_ending: str) -> None:
+    """Takes back what `ray start` noted: a later `ray.init()` on this machine would wait for the dead cluster."""
+    note = Path(get_ray_address_file(None))
+    if note.is_file() and note.read_text().strip().endswith(address_ending):
+        note.unlink()
 
 
 def python(folder: Path, code: str) -> str:
