@@ -2,7 +2,9 @@
 
 import os
 import secrets
+import shlex
 import socket
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +65,16 @@ class Cluster:
                 )
 
 
+def quoted_python() -> str | None:
+    """How Ray must be told of this interpreter (`py_executable` of a runtime_env) on this machine; None: as it is.
+
+    Ray starts a worker that has a runtime_env by a shell, and does not quote the interpreter's path itself: in a folder
+    with a space in its name, say, no worker would ever start.
+    """
+    quoted = shlex.quote(sys.executable)
+    return quoted if quoted != sys.executable else None
+
+
 def connect(address: str | None) -> Cluster:
     """Connects to a running cluster, or starts a local one on all cores that this process may use.
 
@@ -75,11 +87,13 @@ def connect(address: str | None) -> Cluster:
     common: dict[str, Any] = {"log_to_driver": True, "configure_logging": True, "namespace": "morphling_ray"}
     if address is None:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray keeps one in the home directory
+        python = quoted_python()
         ray.init(
             address="local",
             num_cpus=len(os.sched_getaffinity(0)),
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
+            runtime_env={"py_executable": python} if python else None,
             **common,
         )
     else:

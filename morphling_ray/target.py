@@ -4,13 +4,13 @@ Two kinds, alike to everything else: a Serve application, and a task of a record
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
 
-from morphling_ray.cluster import Cluster
+from morphling_ray.cluster import Cluster, quoted_python
 from morphling_ray.errors import InputError
 from morphling_ray.experiment import DEMO, Experiment, read_request
 from morphling_ray.objective import ExpressionObjective, Objective, Prices, ServingObjective
@@ -82,7 +82,8 @@ class ServeTarget:
 
         self._experiment = experiment
         self._prices = Prices.load(Path(experiment.prices) if experiment.prices else None)
-        self.facts = inspect_app(experiment.app)
+        python = quoted_python() if experiment.address is None else None  # other machines have paths of their own
+        self.facts = replace(inspect_app(experiment.app), py_executable=python)
         self.source, self.http = self._requests()
         self._declared = experiment.search_space() if experiment.space is not None else None
         if self._declared is not None:

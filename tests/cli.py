@@ -37,13 +37,20 @@ def environment(home: Path) -> dict[str, str]:
     return {**kept, "HOME": str(home)}
 
 
-def start(folder: Path, module: str, *arguments: str) -> "subprocess.Popen[str]":
+def spaced_environment(folder: Path) -> Path:
+    """This interpreter's environment under a path with a space, as after a clone into such a folder; its `bin`."""
+    link = folder / "a venv"
+    link.symlink_to(sys.prefix)
+    return link / "bin"
+
+
+def start(folder: Path, module: str, *arguments: str, python: str | Path = sys.executable) -> "subprocess.Popen[str]":
     """Starts `python -m MODULE ARGUMENTS` in a folder that holds the test applications."""
     for app in APPS.glob("*.py"):
         shutil.copy(app, folder)
     (folder / "home").mkdir(exist_ok=True)
     return subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
+        [str(python), "-m", module, *arguments],
         cwd=folder,
         env=environment(folder / "home"),
         stdout=subprocess.PIPE,
@@ -53,9 +60,11 @@ def start(folder: Path, module: str, *arguments: str) -> "subprocess.Popen[str]"
     )
 
 
-def run(folder: Path, module: str, *arguments: str, timeout_s: float = 180.0) -> Finished:
+def run(
+    folder: Path, module: str, *arguments: str, timeout_s: float = 180.0, python: str | Path = sys.executable
+) -> Finished:
     """Runs a command to its end; what it started is killed if it takes too long."""
-    process = start(folder, module, *arguments)
+    process = start(folder, module, *arguments, python=python)
     try:
         out, err = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
@@ -65,9 +74,9 @@ def run(folder: Path, module: str, *arguments: str, timeout_s: float = 180.0) ->
     return Finished(process.returncode, out, err)
 
 
-def tune(folder: Path, *arguments: str, timeout_s: float = 180.0) -> Finished:
+def tune(folder: Path, *arguments: str, timeout_s: float = 180.0, python: str | Path = sys.executable) -> Finished:
     """Runs the main job."""
-    return run(folder, "morphling_ray.tune", *arguments, timeout_s=timeout_s)
+    return run(folder, "morphling_ray.tune", *arguments, timeout_s=timeout_s, python=python)
 
 
 def ray_processes() -> set[int]:

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -32,11 +31,12 @@ def post(port: int, path: str, payload: Any) -> Any:
 def test_the_demo_is_tuned_and_its_serve_config_serves(tmp_path: Path) -> None:
     """The main job without arguments but for a few trials; then `serve run` brings up what it recommends.
 
-    Fails if any file of the run directory is missing or wrong, if a process or a file is left behind, or if the config
-    does not serve.
+    From an environment whose path has a space. Fails if any file of the run directory is missing or wrong, if a process
+    or a file is left behind, if the config does not serve, or if Ray's workers cannot be started under such a path.
     """
     before = cli.ray_processes()
-    finished = cli.tune(tmp_path, "--max-trials", "5", "--run-dir", "out")
+    bin_folder = cli.spaced_environment(tmp_path)
+    finished = cli.tune(tmp_path, "--max-trials", "5", "--run-dir", "out", python=bin_folder / "python")
     assert finished.status == 0, finished.stderr
     result, out = finished.result, tmp_path / "out"
     assert set(result) >= {"run_dir", "configuration", "peak_rps", "objective", "trials", "seconds"}
@@ -69,19 +69,18 @@ def test_the_demo_is_tuned_and_its_serve_config_serves(tmp_path: Path) -> None:
     ServeDeploySchema.model_validate(config)
     options = config["applications"][0]["deployments"][0]
     assert options["ray_actor_options"]["num_cpus"] == result["configuration"]["cpu_cores"]
-    serve_run_answers(out, config)
+    serve_run_answers(bin_folder, out, config)
 
 
-def serve_run_answers(folder: Path, config: dict[str, Any]) -> None:
+def serve_run_answers(bin_folder: Path, folder: Path, config: dict[str, Any]) -> None:
     """`serve run serve_config.yaml` in the run directory, and an HTTP request to it."""
     from morphling_ray.serving.demo import image_request
 
     before = cli.ray_processes()
-    serve = Path(sys.executable).with_name("serve")
     log = folder.parent / "serve.log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [str(serve), "run", "serve_config.yaml"],
+            [str(bin_folder / "python"), str(bin_folder / "serve"), "run", "serve_config.yaml"],
             cwd=folder,
             # Without an address Ray takes the last `ray start` of this machine, dead or alive.
             env={**cli.environment(folder.parent / "home"), "RAY_ADDRESS": "local"},

@@ -34,6 +34,7 @@ class ApplicationFacts:
         ingress: Name of the deployment that takes requests.
         wants_http: The ingress is a FastAPI or ASGI application, or its `__call__` takes a Starlette request.
         default_request: The module's own `request` function, called for a payload; None if it has none.
+        py_executable: The interpreter of the replicas, where Ray does not find the right one by itself.
     """
 
     import_path: str
@@ -42,6 +43,7 @@ class ApplicationFacts:
     ingress: str
     wants_http: bool
     default_request: str | None
+    py_executable: str | None = None
 
 
 def resolve_app(text: str) -> tuple[str, str | None]:

@@ -142,8 +142,13 @@ def application_config(facts: ApplicationFacts, configuration: Mapping[str, Valu
         _environment(deployments[deployment.name]).update(python_path(facts.folder))
         _allow_enough_requests(deployments[deployment.name], deployment)
     config: dict[str, Any] = {"name": APP_NAME, "route_prefix": "/", "import_path": facts.import_path}
+    runtime_env: dict[str, Any] = {}
     if facts.folder:
-        config["runtime_env"] = {"env_vars": python_path(facts.folder)}
+        runtime_env["env_vars"] = python_path(facts.folder)
+    if facts.py_executable:
+        runtime_env["py_executable"] = facts.py_executable
+    if runtime_env:
+        config["runtime_env"] = runtime_env
     config["deployments"] = [_without_empty(entry) for entry in deployments.values()]
     return config
 
