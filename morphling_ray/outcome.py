@@ -1,6 +1,10 @@
 """From trials to the recommendation: the figures that recommendation.json holds and the terminal says."""
 
+import os
+import shlex
+import shutil
 import statistics
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -168,5 +172,13 @@ def closing_lines(result: dict[str, Any], report: Path, config: Path | None) -> 
         return [f"Nothing to recommend ({spent}): {result.get('reason', '')}", f"Report:  {report}"]
     lines = [f"Best found ({spent}): {result['summary']}"]
     if config is not None:
-        lines.append(f"Deploy:  serve run {config}")
+        lines.append(f"Deploy:  {_serve()} run {shlex.quote(str(config))}")
     return [*lines, f"Report:  {report}"]
+
+
+def _serve() -> str:
+    """Ray's `serve` as a shell here takes it: by its name, or by its path where the environment is not activated."""
+    beside_us = Path(sys.executable).with_name("serve")
+    if shutil.which("serve") == str(beside_us) or not beside_us.exists():
+        return "serve"
+    return shlex.quote(os.path.relpath(beside_us))

@@ -1,5 +1,7 @@
 """The figures of a recommendation, from trials that are written by hand."""
 
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from morphling_ray.experiment import Experiment
 from morphling_ray.measurement import Measurement, Probe, Trial, Verdict
 from morphling_ray.objective import Prices, ServingObjective
-from morphling_ray.outcome import recommendation
+from morphling_ray.outcome import closing_lines, recommendation
 from morphling_ray.search import make_sampler
 from morphling_ray.search.session import SearchSession
 from morphling_ray.space import Configuration, Knob, SearchSpace
@@ -132,3 +134,20 @@ def test_nothing_feasible_says_the_commonest_reason() -> None:
     result = run([("search", 1, 0.0), ("search", 2, 0.0)])
     assert result["configuration"] is None
     assert result["reason"] == "no configuration meets the SLO; 2 of 2 trials: crash under load"
+
+
+def test_the_command_to_deploy_can_be_pasted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Fails if a path with a space is not quoted, or `serve` is named where the shell would not find it."""
+    beside_us = tmp_path / "bin" / "serve"
+    beside_us.parent.mkdir()
+    beside_us.write_text("#!/bin/sh\nprintf '%s\\n' \"$2\"\n")
+    beside_us.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(beside_us.with_name("python")))
+    config = Path("a folder/serve_config.yaml")
+    summary = {"configuration": {"cpu_cores": 1}, "summary": ""}
+    for found in (True, False):
+        monkeypatch.setenv("PATH", f"{beside_us.parent}:/usr/bin:/bin" if found else "/usr/bin:/bin")
+        line = next(x for x in closing_lines(summary, Path("report.html"), config) if x.startswith("Deploy:"))
+        command = line.removeprefix("Deploy:").strip()
+        assert command.startswith("serve run ") == found
+        assert subprocess.run(["sh", "-c", command], capture_output=True, text=True).stdout.strip() == str(config)
