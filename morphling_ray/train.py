@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from morphling_ray.errors import InputError, MorphlingError
 
 if TYPE_CHECKING:
-    from morphling_ray.meta.fit import TrainingTask
+    from morphling_ray.meta.tasks import TrainingTask
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,20 +73,17 @@ def _train(surfaces: Sequence[Path], run_dirs: Sequence[Path], out: Path, hold_o
 
 
 def _of_surfaces(folder: Path) -> "list[TrainingTask]":
-    from morphling_ray.meta.fit import TrainingTask
+    from morphling_ray.meta.tasks import TrainingTask
     from morphling_ray.surface import load_surfaces
 
-    return [
-        TrainingTask(s.task, s.family, s.space.knobs, s.space.configurations, s.metrics, s.feasible)
-        for s in load_surfaces(folder).surfaces.values()
-    ]
+    return [TrainingTask.of_surface(s) for s in load_surfaces(folder).surfaces.values()]
 
 
 def _of_run(folder: Path) -> "list[TrainingTask]":
     """The trials of a search as one task; none if nothing worked."""
     import numpy as np
 
-    from morphling_ray.meta.fit import TrainingTask
+    from morphling_ray.meta.tasks import TrainingTask
     from morphling_ray.search.history import pinned
     from morphling_ray.space import Knob
     from morphling_ray.store import RunDirectory

@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from morphling_ray.measurement import Measurement
-from morphling_ray.meta.fit import TrainingTask, fit_prior
+from morphling_ray.meta.fit import fit_prior
 from morphling_ray.meta.prior import Prior
+from morphling_ray.meta.tasks import TrainingTask
 from morphling_ray.objective import ExpressionObjective
 from morphling_ray.space import Configuration, Knob, SearchSpace
 

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from morphling_ray.meta.encoding import Encoding
-from morphling_ray.meta.fit import TrainingTask
 from morphling_ray.meta.gaussian import GaussianModel, Observations
 from morphling_ray.meta.plain import plain_model
 from morphling_ray.meta.prior import Prior
+from morphling_ray.meta.tasks import TrainingTask
 
 FloatArray = npt.NDArray[np.float64]
 

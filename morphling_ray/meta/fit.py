@@ -22,35 +22,14 @@ from morphling_ray.meta.basis import MAX_CENTRES, Smoothing, basis, smooth_tasks
 from morphling_ray.meta.encoding import Encoding
 from morphling_ray.meta.gaussian import squared_distances
 from morphling_ray.meta.prior import Prior
-from morphling_ray.space import Configuration, Knob
+from morphling_ray.meta.tasks import TrainingTask
+from morphling_ray.space import Knob
 
 FloatArray = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
 
 _ROWS = 32  # of each task, for a step of the likelihood: its cost grows with the cube
 _STEPS = 60
 _MIN_OFFSET_SD = 0.3  # a new model may be faster or slower than any that was seen
-
-
-@dataclass(frozen=True, eq=False)
-class TrainingTask:
-    """What was measured for one earlier task.
-
-    Attributes:
-        task: Name.
-        family: Tasks of one family are alike; they are held out together.
-        knobs: Of the space that was measured.
-        configurations: n of them.
-        metrics: By name, shape `(n,)`; NaN where there is none.
-        feasible: Whether each worked, shape `(n,)`.
-    """
-
-    task: str
-    family: str
-    knobs: tuple[Knob, ...]
-    configurations: Sequence[Configuration]
-    metrics: Mapping[str, FloatArray]
-    feasible: BoolArray
 
 
 def fit_prior(tasks: Sequence[TrainingTask], *, seed: int, about: Mapping[str, Any] | None = None) -> Prior:
@@ -114,6 +93,7 @@ def fit_prior(tasks: Sequence[TrainingTask], *, seed: int, about: Mapping[str, A
         white_sd=learned["white"],
         correlation=correlation,
         outcomes=_outcomes(tasks, z_all, centres),
+        earlier=tuple(tasks),
         about={**(about or {}), "seed": seed, "held_out_log_likelihood_per_row": round(score, 4)},
     )
 

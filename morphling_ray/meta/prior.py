@@ -26,11 +26,12 @@ from morphling_ray.errors import PriorError
 from morphling_ray.meta.basis import basis
 from morphling_ray.meta.encoding import Encoding
 from morphling_ray.meta.gaussian import GaussianModel, matern52, squared_distances
+from morphling_ray.meta.tasks import TrainingTask, pack, unpack
 from morphling_ray.space import Configuration, Knob
 
 FloatArray = npt.NDArray[np.float64]
 
-FORMAT = "morphling_ray prior 1"
+FORMAT = "morphling_ray prior 2"
 UNSEEN_LENGTH = 0.5  # length scale of an unseen knob, in ranges of the space
 UNSEEN_SD = 0.5  # how far a knob that the prior never saw may move a log-metric
 UNKNOWN_OFFSET_SD = 10.0  # level of a metric that the prior never saw: nothing is known
@@ -69,6 +70,7 @@ class Prior:
         white_sd: Shape `(M,)`.
         correlation: Between metrics, of what the features do not explain, shape `(M, M)`.
         outcomes: How often a configuration near each centre worked and failed, shape `(U, 2)`.
+        earlier: What was measured for the tasks, for methods that learn in another way.
         about: Where it came from: sets, tasks, date, version, seed, how well it fits. For people only.
     """
 
@@ -86,6 +88,7 @@ class Prior:
     white_sd: FloatArray
     correlation: FloatArray
     outcomes: FloatArray
+    earlier: tuple[TrainingTask, ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def model(
@@ -157,7 +160,9 @@ class Prior:
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             with temporary.open("wb") as file:
-                np.savez_compressed(file, allow_pickle=False, meta=np.array(json.dumps(meta)), **arrays)
+                np.savez_compressed(
+                    file, allow_pickle=False, meta=np.array(json.dumps(meta)), **arrays, **pack(self.earlier)
+                )
             os.replace(temporary, path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
@@ -181,11 +186,13 @@ class Prior:
                         f"prior {path} has the format {found!r:.60}, this version reads {FORMAT!r}; train it again"
                     )
                 arrays = {name: np.asarray(file[name], np.float64) for name, _ in _ARRAYS}
+                earlier = tuple(unpack(file))
             prior = cls(
                 encoding=Encoding.from_list(meta["knobs"]),
                 metrics=tuple(map(str, meta["metrics"])),
                 tasks=tuple(map(str, meta["tasks"])),
                 spread=float(meta["spread"]),
+                earlier=earlier,
                 about=dict(meta["about"]),
                 **arrays,
             )

@@ -1,32 +1,69 @@
 """Search methods by name. Importing this imports none of them: what a method needs (torch, say) is imported with it."""
 
-from collections.abc import Callable, Mapping
-from importlib import resources
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module, resources, util
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from morphling_ray.errors import InputError
 from morphling_ray.objective import Objective
 from morphling_ray.search.sampler import Recommendation, Sampler
 from morphling_ray.space import SearchSpace
 
-Factory = Callable[[SearchSpace, Objective, int, Path | None], Sampler]
-"""Makes a sampler from space, objective, seed and the file of a prior (None: there is none)."""
+if TYPE_CHECKING:
+    from morphling_ray.meta.tasks import TrainingTask
+
+Learn = Callable[["Sequence[TrainingTask]", Objective, int], Any]
+"""What a method takes from earlier tasks, for one objective and seed; picklable."""
 
 
-def _morphling(space: SearchSpace, objective: Objective, seed: int, prior: Path | None) -> Sampler:
-    from morphling_ray.meta.prior import Prior
-    from morphling_ray.search.morphling import MorphlingSampler
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One search method.
 
-    return MorphlingSampler(space, objective, seed=seed, prior=Prior.load(prior) if prior is not None else None)
+    Attributes:
+        module: Where it lives, below `morphling_ray.search`.
+        sampler: Name of its class there, called as `sampler(space, objective, seed=seed, learned=learned)`, where
+            `learned` is what `learn` returned, or None where there are no earlier tasks.
+        learn: Name of its function of the kind `Learn` there; None where it takes nothing from earlier tasks.
+        options: Further keyword arguments of the class.
+        needs: Packages that only the extra `[baselines]` installs.
+    """
+
+    module: str
+    sampler: str
+    learn: str | None = None
+    options: Mapping[str, Any] | None = None
+    needs: tuple[str, ...] = ()
+
+    @property
+    def installed(self) -> bool:
+        """Whether everything that it needs can be imported."""
+        return all(util.find_spec(package) is not None for package in self.needs)
+
+    def learned(self, tasks: "Sequence[TrainingTask]", objective: Objective, seed: int) -> Any:
+        """What it takes from earlier tasks; None if that is nothing, or there are none."""
+        if self.learn is None or not tasks:
+            return None
+        return getattr(self._import(), self.learn)(tasks, objective, seed)
+
+    def make(self, space: SearchSpace, objective: Objective, *, seed: int, learned: Any = None) -> Sampler:
+        """A sampler; equal seeds and measurements give equal proposals."""
+        sampler: Sampler = getattr(self._import(), self.sampler)(
+            space, objective, seed=seed, learned=learned, **(self.options or {})
+        )
+        return sampler
+
+    def _import(self) -> Any:
+        return import_module(f"morphling_ray.search.{self.module}")
 
 
-def _random(space: SearchSpace, objective: Objective, seed: int, prior: Path | None) -> Sampler:
-    from morphling_ray.search.random import RandomSampler
-
-    return RandomSampler(space, objective, seed=seed)
-
-
-SEARCHERS: Mapping[str, Factory] = {"morphling": _morphling, "random": _random}
+SEARCHERS: Mapping[str, Method] = {
+    "morphling": Method(module="morphling", sampler="MorphlingSampler", learn="learn"),
+    "gp": Method(module="morphling", sampler="MorphlingSampler"),
+    "random": Method(module="random", sampler="RandomSampler"),
+}
 
 
 def bundled_prior() -> Path | None:
@@ -38,7 +75,7 @@ def bundled_prior() -> Path | None:
 def make_sampler(
     name: str, space: SearchSpace, objective: Objective, *, seed: int, prior: Path | None = None
 ) -> Sampler:
-    """A sampler by name.
+    """A sampler by name, with what it learns from the tasks of a prior's file.
 
     Args:
         name: One of `SEARCHERS`.
@@ -52,18 +89,27 @@ def make_sampler(
         PriorError: The file is not a prior.
     """
     check_searcher(name, prior)
-    return SEARCHERS[name](space, objective, seed, prior if prior is not None else bundled_prior())
+    method, file, learned = SEARCHERS[name], prior if prior is not None else bundled_prior(), None
+    if method.learn is not None and file is not None:
+        from morphling_ray.meta.prior import Prior
+
+        stored = Prior.load(file)
+        learned = stored if name == "morphling" else method.learned(stored.earlier, objective, seed)
+    return method.make(space, objective, seed=seed, learned=learned)
 
 
 def check_searcher(name: str, prior: Path | None = None) -> None:
     """Checks what can be checked before there is a space.
 
     Raises:
-        InputError: An unknown name, or a prior's file that does not exist.
+        InputError: An unknown name, a package that is not installed, or a prior's file that does not exist.
         PriorError: The file is not a prior.
     """
     if name not in SEARCHERS:
         raise InputError(f"unknown searcher {name!r}; choose {', '.join(SEARCHERS)}")
+    if not SEARCHERS[name].installed:
+        needed = ", ".join(SEARCHERS[name].needs)
+        raise InputError(f"searcher {name} needs {needed}: pip install 'morphling-ray[baselines]'")
     if prior is not None and not prior.is_file():
         raise InputError(f"prior {prior} does not exist; make one with python -m morphling_ray.train")
     if prior is not None:
@@ -72,4 +118,4 @@ def check_searcher(name: str, prior: Path | None = None) -> None:
         Prior.load(prior)
 
 
-__all__ = ["SEARCHERS", "Factory", "Recommendation", "Sampler", "bundled_prior", "check_searcher", "make_sampler"]
+__all__ = ["SEARCHERS", "Method", "Recommendation", "Sampler", "bundled_prior", "check_searcher", "make_sampler"]

@@ -7,12 +7,15 @@
    taken at face value.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
 from morphling_ray.measurement import Measurement
 from morphling_ray.meta.gaussian import cholesky, squared_distances
 from morphling_ray.meta.prior import Prior
+from morphling_ray.meta.tasks import TrainingTask
 from morphling_ray.objective import Objective
 from morphling_ray.search.acquisition import expected_improvement, expected_share, objective_draws, quasi_normals
 from morphling_ray.search.history import History
@@ -32,6 +35,13 @@ _NEAR_BEST = 0.95
 _CLEARLY_WORSE = 0.05  # probability of being better below which a runner-up is not measured again
 
 
+def learn(tasks: Sequence[TrainingTask], objective: Objective, seed: int) -> Prior:
+    """The prior of earlier tasks; it holds for any objective over their metrics."""
+    from morphling_ray.meta.fit import fit_prior
+
+    return fit_prior(tasks, seed=seed)
+
+
 class MorphlingSampler:
     """The default search. A `Sampler`.
 
@@ -39,15 +49,15 @@ class MorphlingSampler:
         space: The candidates.
         objective: What to maximise.
         seed: Of the draws.
-        prior: What earlier tasks taught, or None.
+        learned: What earlier tasks taught, or None.
     """
 
-    def __init__(self, space: SearchSpace, objective: Objective, *, seed: int, prior: Prior | None = None) -> None:
+    def __init__(self, space: SearchSpace, objective: Objective, *, seed: int, learned: Prior | None = None) -> None:
         rng = np.random.default_rng(seed)
         self._history = History(space, objective, rng)
         self._objective = objective
-        self._surrogate = Surrogate(self._history, prior)
-        metrics, tasks = len(objective.metrics), len(prior.tasks) if prior is not None else 0
+        self._surrogate = Surrogate(self._history, learned)
+        metrics, tasks = len(objective.metrics), len(learned.tasks) if learned is not None else 0
         self._normals = quasi_normals(_DRAWS, metrics, rng.random(metrics))
         self._start_normals = rng.standard_normal((_JOINT_DRAWS, tasks + metrics))
         self._joint_seed = int(rng.integers(2**31))

@@ -18,9 +18,10 @@ class RandomSampler:
         space: The candidates.
         objective: What to maximise.
         seed: Of the order.
+        learned: Unused: it takes nothing from earlier tasks.
     """
 
-    def __init__(self, space: SearchSpace, objective: Objective, *, seed: int) -> None:
+    def __init__(self, space: SearchSpace, objective: Objective, *, seed: int, learned: None = None) -> None:
         rng = np.random.default_rng(seed)
         self._history = History(space, objective, rng)
         self._order = rng.permutation(self._history.candidates)

@@ -24,7 +24,7 @@ HELD_OUT = range(20, 32)
 
 def samples_needed(task: Task, learned: Prior | None, budget: int = 20) -> int:
     """How many samples until what is recommended is within 5 % of the optimum and stays there."""
-    sampler = MorphlingSampler(SPACE, OBJECTIVE, seed=0, prior=learned)
+    sampler = MorphlingSampler(SPACE, OBJECTIVE, seed=0, learned=learned)
     rng = np.random.default_rng(1)
     good = []
     for _ in range(budget):
@@ -126,7 +126,7 @@ def test_starts_in_the_middle_without_a_prior_and_spreads() -> None:
 
 def test_p_near_best_is_a_probability_that_learns() -> None:
     """Fails if it ignores rivals (always 1) or what was learned (never near 1 on an exhausted space)."""
-    task, sampler = Task(25), MorphlingSampler(SPACE, OBJECTIVE, seed=0, prior=prior())
+    task, sampler = Task(25), MorphlingSampler(SPACE, OBJECTIVE, seed=0, learned=prior())
     said = []
     for _ in range(len(SPACE)):
         configuration = sampler.suggest()
@@ -147,7 +147,7 @@ def test_p_near_best_is_a_probability_that_learns() -> None:
 def test_finalists_leave_out_what_is_clearly_worse() -> None:
     """Fails if the runner-up is always measured again, or never."""
     for second, count in ((0.5, 1), (0.99, 2)):
-        sampler = MorphlingSampler(SPACE, OBJECTIVE, seed=0, prior=prior())
+        sampler = MorphlingSampler(SPACE, OBJECTIVE, seed=0, learned=prior())
         for configuration, factor in ((SPACE[30], 1.0), (SPACE[31], second)):
             rps = 100.0 * factor * (0.5 + float(configuration["cores"]))
             sampler.reserve(configuration)
@@ -160,7 +160,7 @@ def test_finalists_leave_out_what_is_clearly_worse() -> None:
 
 def test_a_suggestion_is_quick() -> None:
     """Fails if something per candidate is computed in Python: 72 candidates and 12 trials, far below a second each."""
-    task, sampler = Task(26), MorphlingSampler(SPACE, OBJECTIVE, seed=0, prior=prior())
+    task, sampler = Task(26), MorphlingSampler(SPACE, OBJECTIVE, seed=0, learned=prior())
     began = time.perf_counter()
     for _ in range(12):
         configuration = sampler.suggest()
@@ -172,7 +172,7 @@ def test_a_suggestion_is_quick() -> None:
 def test_a_metric_that_the_prior_never_saw() -> None:
     """Fails if an unknown metric stops the prior, or the search, from working."""
     objective = ExpressionObjective("o", "rps", ["watts <= 9"], metrics=("rps", "watts"))
-    sampler = MorphlingSampler(SPACE, objective, seed=0, prior=prior())
+    sampler = MorphlingSampler(SPACE, objective, seed=0, learned=prior())
     for _ in range(10):
         configuration = sampler.suggest()
         assert configuration is not None
