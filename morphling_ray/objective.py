@@ -110,6 +110,8 @@ class Objective(Protocol):
     name: str
     metrics: tuple[str, ...]
     """Names of the metrics that it needs; these are what a surrogate models."""
+    descriptors: Mapping[str, float]
+    """Numbers that say what kind of task this is (parameters, a latency, ...), known before anything is measured."""
 
     def __call__(self, columns: Mapping[str, Any], metrics: Mapping[str, Any]) -> Array:
         """Value, higher is better; 0 where a bound is broken.
@@ -118,6 +120,10 @@ class Objective(Protocol):
             columns: Knob name to an array of shape `(n,)`.
             metrics: Metric name to an array that broadcasts with it, for example `(draws, n)`.
         """
+        ...
+
+    def slack(self, columns: Mapping[str, Any], metrics: Mapping[str, Any]) -> Array:
+        """Smallest relative margin over all bounds (infinite without bounds): >= 0.03 means 3 % to spare."""
         ...
 
     def reported(self, value: float) -> float:
@@ -134,7 +140,7 @@ class ExpressionObjective:
         subject_to: Bounds; where one is broken the value is 0.
         metrics: The names of all metrics that can occur.
         cost: Arithmetic expression over knobs, which `cost` stands for.
-        constants: Numbers of the task (for example `base_latency_ms`).
+        constants: Numbers of the task (for example `base_latency_ms`); they describe it as well.
 
     Raises:
         ExpressionError: An expression cannot be read or a bound is no comparison.
@@ -155,6 +161,7 @@ class ExpressionObjective:
         self._bounds = [Expression(bound) for bound in subject_to]
         self._cost = Expression(cost) if cost is not None else None
         self._constants = dict(constants or {})
+        self.descriptors: Mapping[str, float] = self._constants
         for bound in self._bounds:
             bound_text_check(bound)
         named = self._value.names.union(*(b.names for b in self._bounds))
@@ -177,7 +184,7 @@ class ExpressionObjective:
         return np.where(np.isfinite(out), out, 0.0)
 
     def slack(self, columns: Mapping[str, Any], metrics: Mapping[str, Any]) -> Array:
-        """Smallest relative margin over all bounds (infinite without bounds): >= 0.03 means 3 % to spare."""
+        """See `Objective`."""
         values = self._values(columns, metrics)
         margins = [np.asarray(bound.slack(values), float) for bound in self._bounds]
         return np.minimum.reduce(margins) if margins else np.asarray(np.inf)
@@ -196,6 +203,7 @@ class ServingObjective:
         prices: What resources cost.
         target_rps: Rate to sustain, for `cheapest`.
         fixed: Resources that are no knob but cost money, by the knob's name (`cpu_cores`, `num_replicas`, ...).
+        descriptors: See `Objective`.
 
     Raises:
         InputError: An unknown name, or `cheapest` without a rate.
@@ -210,6 +218,7 @@ class ServingObjective:
         target_rps: float | None = None,
         *,
         fixed: Mapping[str, Any] | None = None,
+        descriptors: Mapping[str, float] | None = None,
     ) -> None:
         if name not in self.NAMES:
             raise InputError(f"unknown objective {name!r}; choose {', '.join(self.NAMES)}")
@@ -217,6 +226,7 @@ class ServingObjective:
             raise InputError("the objective cheapest needs a rate to sustain: --target-rps R, above 0")
         self.name = name
         self.metrics: tuple[str, ...] = ("peak_rps",)
+        self.descriptors: Mapping[str, float] = dict(descriptors or {})
         self._prices = prices
         self._target_rps = target_rps or 0.0
         self._fixed = dict(fixed or {})
@@ -239,6 +249,10 @@ class ServingObjective:
         if self.name == "rps_per_dollar":
             return peak / cost
         return np.where(peak > 0, 1.0 / (cost * self.copies(peak)), 0.0)
+
+    def slack(self, columns: Mapping[str, Any], metrics: Mapping[str, Any]) -> Array:
+        """See `Objective`. The SLO is inside the peak, so there is no bound left to break."""
+        return np.asarray(np.inf)
 
     def needed_peak_rps(self, configuration: Mapping[str, Any], value: float) -> float:
         """The peak that `configuration` needs to reach the objective `value`: what a trial is tested against first."""

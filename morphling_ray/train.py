@@ -67,6 +67,7 @@ def _train(surfaces: Sequence[Path], run_dirs: Sequence[Path], out: Path, hold_o
     families = len({t.family for t in tasks})
     seconds = time.monotonic() - began
     _say(f"learned from {len(tasks)} tasks of {families} families, {rows} configurations, in {seconds:.0f} s")
+    _say(f"it knows {', '.join(code.name for code in prior.encoding.codes)}; of a space with others it says so")
     for check in checks:
         _say(str(check))
     _say(f"wrote {out}")
@@ -98,7 +99,8 @@ def _of_run(folder: Path) -> "list[TrainingTask]":
         return []
     knobs = list(dict.fromkeys(name for i in kept for name in measured[i].configuration))
     seen = {k: [measured[i].configuration[k] for i in kept if k in measured[i].configuration] for k in knobs}
-    app = str(directory.experiment().get("app", folder.name))
+    experiment = directory.experiment()
+    app = str(experiment.get("app", folder.name))
     return [
         TrainingTask(
             task=f"{app} ({folder.resolve().name})",
@@ -107,6 +109,7 @@ def _of_run(folder: Path) -> "list[TrainingTask]":
             configurations=[measured[i].configuration for i in kept],
             metrics={name: np.array([values[i].get(name, np.nan) for i in kept]) for name in names},
             feasible=np.array([bool(values[i]) for i in kept]),
+            constants={str(k): float(v) for k, v in (experiment.get("descriptors") or {}).items()},
         )
     ]
 

@@ -79,7 +79,7 @@ def test_trains_from_surfaces_and_runs(folder: Path, tmp_path: Path, capsys: pyt
     assert learned.tasks == ("task-0", "task-2", "task-4", "shop:app (run)")
     assert learned.about["sets"] == ["surfaces", "run"]
     assert learned.about["held_out"] == ["family-1"]
-    rejected = learned.model([{"batch": 8, "cores": 1, "build": "fast"}], KNOBS, ["rps"]).mean[0, 0]
+    rejected = learned.surfaces([{"batch": 8, "cores": 1, "build": "fast"}], ["rps"])[-1, 0, 0]
     assert np.exp(rejected) > 10.0
     printed = capsys.readouterr().out
     assert "learned from 4 tasks of 2 families" in printed

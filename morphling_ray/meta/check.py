@@ -5,14 +5,15 @@ teach, and once with nothing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from morphling_ray.meta.encoding import Encoding
-from morphling_ray.meta.gaussian import GaussianModel, Observations
-from morphling_ray.meta.plain import plain_model
+from morphling_ray.meta.ensemble import Ensemble, Hypothesis
+from morphling_ray.meta.gaussian import Observations
+from morphling_ray.meta.plain import plain_hypothesis
 from morphling_ray.meta.prior import Prior
 from morphling_ray.meta.tasks import TrainingTask
 
@@ -58,19 +59,19 @@ def compare_held_out(tasks: Sequence[TrainingTask], prior: Prior, *, seed: int) 
         works = np.flatnonzero(task.feasible)
         rows = np.sort(rng.permutation(works)[:_ROWS])
         points = [task.configurations[int(i)] for i in rows]
-        others = np.array([family[name] != task.family for name in prior.tasks], float)
+        others = [i for i, name in enumerate(prior.tasks) if family[name] != task.family]
         encoding = Encoding.of_space(task.knobs)
         z = encoding.encode(points)
         for m, metric in enumerate(prior.metrics):
-            if metric not in task.metrics or len(rows) < 2 * _SHOWN or not (prior.taught[m] * others).any():
+            if metric not in task.metrics or len(rows) < 2 * _SHOWN or not prior.taught[m][others].any():
                 continue
             values = np.log(np.asarray(task.metrics[metric], float)[rows])
             if not np.isfinite(values).all():
                 continue
             shown = rng.permutation(len(rows))[:_SHOWN]
             obs = Observations(shown, np.zeros(_SHOWN, np.int64), values[shown], np.full(_SHOWN, 0.03**2))
-            learned = replace(prior, taught=prior.taught * others).model(points, task.knobs, [metric])
-            plain, _ = plain_model(z, encoding.groups, obs, 1)
+            learned = prior.of_tasks(others).hypotheses(points, task.knobs, [metric])
+            plain = [plain_hypothesis(z, encoding.groups, obs, 1)]
             errors[metric].append((_error(learned, obs, values), _error(plain, obs, values)))
     return [
         Check(metric, len(found), *(float(np.mean([pair[i] for pair in found])) for i in range(2)))
@@ -79,6 +80,7 @@ def compare_held_out(tasks: Sequence[TrainingTask], prior: Prior, *, seed: int) 
     ]
 
 
-def _error(model: GaussianModel, obs: Observations, values: FloatArray) -> float:
+def _error(hypotheses: Sequence[Hypothesis], obs: Observations, values: FloatArray) -> float:
     rest = np.setdiff1d(np.arange(len(values)), obs.point)
-    return float(np.sqrt(((model.condition(obs).mean[rest, 0] - values[rest]) ** 2).mean()))
+    ensemble = Ensemble(hypotheses, obs, np.zeros(len(hypotheses)))
+    return float(np.sqrt(((ensemble.mean(rest)[:, 0] - values[rest]) ** 2).mean()))

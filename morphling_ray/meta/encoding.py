@@ -20,6 +20,7 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 _ONE_HOT = 0.5**0.5
+_SLACK = 1e-6  # of a range: a value at its end lies inside
 _BEYOND = 1.5  # how many ranges outside its own a knob is extrapolated before it is clipped
 
 
@@ -52,20 +53,20 @@ class KnobCode:
 
     def encode(self, values: Sequence[Value | None]) -> FloatArray:
         """The codes of values, shape `(n, columns)`; the reference where a value is missing or no number."""
-        out = np.tile(np.array(self.reference, float), (len(values), 1))
+        place: dict[tuple[type, Value | None], int] = {}  # few values occur in many rows
+        which = [place.setdefault((type(value), value), len(place)) for value in values]
+        codes = np.array([self._encode(value) for _, value in place], float).reshape(-1, self.columns)
+        return np.asarray(codes[which])
+
+    def _encode(self, value: Value | None) -> Sequence[float]:
+        number = _number(value)
         if self.scale == "categories":
-            column = {key: i for i, key in enumerate(self.vocabulary)}
-            for row, value in enumerate(values):
-                if value is not None:
-                    out[row] = 0.0
-                    if (i := column.get(_key(value))) is not None:
-                        out[row, i] = _ONE_HOT
-            return out
-        for row, value in enumerate(values):
-            if (number := _number(value)) is not None:
-                level = np.log(max(number, self.floor)) if self.scale == "log" else number
-                out[row, 0] = np.clip((level - self.low) / self.width, -_BEYOND, 1.0 + _BEYOND)
-        return out
+            key = _key(value) if value is not None else None
+            return self.reference if key is None else [_ONE_HOT * (key == known) for known in self.vocabulary]
+        if number is None:
+            return self.reference
+        level = np.log(max(number, self.floor)) if self.scale == "log" else number
+        return [float(np.clip((level - self.low) / self.width, -_BEYOND, 1.0 + _BEYOND))]
 
 
 def knob_code(knob: Knob, seen: Iterable[Value]) -> KnobCode:
@@ -136,6 +137,24 @@ class Encoding:
                 if fresh:
                     extra.append(KnobCode(knob.name, "categories", vocabulary=fresh, reference=(0.0,) * len(fresh)))
         return Encoding(extra)
+
+    def beyond(self, knobs: Sequence[Knob]) -> list[str]:
+        """What of a space this encoding was not made for, one phrase for each knob."""
+        known = {code.name: code for code in self.codes}
+        fresh = {code.name: code for code in self.unseen(knobs).codes}
+        out = [f"the knob {name}" for name in fresh if name not in known]
+        for knob in knobs:
+            code = known.get(knob.name)
+            if code is None:
+                continue
+            if knob.name in fresh:
+                outside = [v for v in knob.values if _key(v) not in code.vocabulary]
+            else:
+                levels = [float(code.encode([v])[0, 0]) for v in knob.values] if code.scale != "categories" else []
+                outside = [v for v, level in zip(knob.values, levels) if not -_SLACK <= level <= 1.0 + _SLACK]
+            if outside:
+                out.append(f"{knob.name} {', '.join(map(str, outside))}")
+        return out
 
     def to_list(self) -> list[dict[str, Any]]:
         """A form that `json.dumps` takes and `from_list` reads back."""

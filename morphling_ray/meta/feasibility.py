@@ -34,26 +34,42 @@ def p_feasible(before: FloatArray, place: FloatArray, points: Sequence[int], wor
         points: Indices of the candidates whose outcome is known.
         works: Their outcomes.
     """
-    before = np.clip(before, _CLIP, 1.0 - _CLIP)
     if not len(points):
-        return before
+        return np.clip(before, _CLIP, 1.0 - _CLIP)
     rows = list(points)
-    start = np.log(before / (1.0 - before)) / _PROBIT
+    start = _start(before)
     near = _SCORE_SD**2 * matern52(_SHARPNESS * squared_distances(place[rows], place))  # (k, n)
     white = np.linalg.inv(cholesky(near[:, rows] + _NOISE_SD**2 * np.eye(len(rows))))
     v = white @ near
-    mean = start + (white @ (np.where(works, _SCORE, -_SCORE) - start[rows])) @ v
-    variance = np.maximum(_SCORE_SD**2 - (v**2).sum(0), 0.0)
-    # Where nothing near is known the score is as vague as at the start, and p0 stands: hence the ratio of the two.
-    widened = np.sqrt((1.0 + variance) / (1.0 + _SCORE_SD**2))
-    p = 1.0 / (1.0 + np.exp(-_PROBIT * mean / np.maximum(widened, 0.5)))
-    return np.asarray(np.clip(p, _CLIP, 1.0 - _CLIP))
+    mean = start + (white @ (_scores(works) - start[rows])) @ v
+    return _probability(mean, np.maximum(_SCORE_SD**2 - (v**2).sum(0), 0.0))
 
 
 def log_evidence(before: FloatArray, place: FloatArray, points: Sequence[int], works: Sequence[bool]) -> float:
     """Log probability of the outcomes, each predicted from those before it."""
-    rows, out = np.array(points, int), 0.0
-    for i, ok in enumerate(works):  # only the points themselves: a factor of i x i at a time
-        p = float(p_feasible(before[rows], place[rows], range(i), works[:i])[i])
-        out += float(np.log(p if ok else 1.0 - p))
-    return out
+    if not len(points):
+        return 0.0
+    rows = np.array(points, int)
+    start = _start(before[rows])
+    near = _SCORE_SD**2 * matern52(_SHARPNESS * squared_distances(place[rows], place[rows]))
+    factor = cholesky(near + _NOISE_SD**2 * np.eye(len(rows)))
+    surprise = np.linalg.solve(factor, _scores(works) - start)  # each outcome less its prediction, in predicted sds
+    sd = np.diag(factor)
+    p = _probability(_scores(works) - sd * surprise, np.maximum(sd**2 - _NOISE_SD**2, 0.0))
+    return float(np.log(np.where(works, p, 1.0 - p)).sum())
+
+
+def _start(before: FloatArray) -> FloatArray:
+    before = np.clip(before, _CLIP, 1.0 - _CLIP)
+    return np.asarray(np.log(before / (1.0 - before)) / _PROBIT)
+
+
+def _scores(works: Sequence[bool]) -> FloatArray:
+    return np.where(works, _SCORE, -_SCORE)
+
+
+def _probability(mean: FloatArray, variance: FloatArray) -> FloatArray:
+    # Where nothing near is known the score is as vague as at the start, and p0 stands: hence the ratio of the two.
+    widened = np.sqrt((1.0 + variance) / (1.0 + _SCORE_SD**2))
+    p = 1.0 / (1.0 + np.exp(-_PROBIT * mean / np.maximum(widened, 0.5)))
+    return np.asarray(np.clip(p, _CLIP, 1.0 - _CLIP))

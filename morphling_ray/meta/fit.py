@@ -2,16 +2,12 @@
 
 1. How smooth surfaces are: the marginal likelihood of each task on its own.
 2. Every task's surface as a function, smoothed onto one basis (basis.py).
-3. How far a new task strays from them: each family of tasks is predicted from the others, and the spread, the level,
-   the residual and the white part maximise the likelihood of what was held out. A prior that saw few or unlike tasks
-   therefore trusts them less.
-
-T tasks, M metrics, r rows drawn from each task; F[t] is what all tasks' smoothed surfaces say at the rows of task t,
-shape (T, M, r, T), last axis the task that says it.
+3. How far the level of a new task may lie from theirs: each family of tasks is held out in turn, and what the others
+   foretell of it decides.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,16 +16,19 @@ import numpy.typing as npt
 from morphling_ray.errors import InputError
 from morphling_ray.meta.basis import MAX_CENTRES, Smoothing, basis, smooth_tasks, spread
 from morphling_ray.meta.encoding import Encoding
-from morphling_ray.meta.gaussian import squared_distances
-from morphling_ray.meta.prior import Prior
+from morphling_ray.meta.ensemble import log_evidence
+from morphling_ray.meta.gaussian import Observations, squared_distances
+from morphling_ray.meta.prior import Prior, resembling
 from morphling_ray.meta.tasks import TrainingTask
 from morphling_ray.space import Knob
 
 FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 
 _ROWS = 32  # of each task, for a step of the likelihood: its cost grows with the cube
-_STEPS = 60
-_MIN_OFFSET_SD = 0.3  # a new model may be faster or slower than any that was seen
+_HELD_OUT_ROWS = 12  # of each task, for step 3
+_OFFSETS = (0.4, 0.8, 1.6)  # a new model may be faster or slower than any that was seen, hence none that is smaller
+_SHRINKAGE = 0.9995  # of correlations: two metrics that say the same must not make a singular matrix
 
 
 def fit_prior(tasks: Sequence[TrainingTask], *, seed: int, about: Mapping[str, Any] | None = None) -> Prior:
@@ -52,8 +51,10 @@ def fit_prior(tasks: Sequence[TrainingTask], *, seed: int, about: Mapping[str, A
     centres = spread(np.vstack(z_all), MAX_CENTRES)
     logs = [_log_metrics(t, metrics) for t in tasks]  # each (M, n_t), NaN where missing
     drawn = _draw(z_all, logs, np.random.default_rng(seed))
-    smooth = _smoothness(drawn, encoding, len(metrics))
-    lengths = smooth["length"][encoding.groups]
+    from morphling_ray.meta.likelihood import smoothness  # torch takes seconds to import
+
+    smooth = smoothness(drawn.z, drawn.y, drawn.mask, encoding.groups, len(encoding.codes))
+    lengths = smooth.length[encoding.groups]
 
     taught = np.array([[bool(np.isfinite(y[m]).any()) for y in logs] for m in range(len(metrics))], float)  # (M, T)
     alpha = np.zeros((len(metrics), 1 + centres.shape[1] + len(centres), len(tasks)))
@@ -62,23 +63,9 @@ def fit_prior(tasks: Sequence[TrainingTask], *, seed: int, about: Mapping[str, A
         good = [np.isfinite(logs[t][m]) for t in who]
         rows = [z_all[t][g] for t, g in zip(who, good)]
         values = [logs[t][m][g] for t, g in zip(who, good)]
-        scale = [float(smooth[name][m]) for name in ("slope", "residual", "white")]
-        alpha[m][:, who] = smooth_tasks(rows, values, centres, Smoothing(lengths, *scale))
-    correlation = _correlation(centres, alpha, taught, lengths)
-    held = _held_out(drawn, centres, lengths, alpha, taught, [t.family for t in tasks])
-    start = {
-        "spread": np.array(1.0 if len(tasks) > 2 else 0.0),  # fewer show a mean, but not how tasks differ
-        "slope": np.zeros(len(metrics)),
-        "offset": np.full(len(metrics), 0.5),
-        "residual": np.full(len(metrics), 0.15),
-        "white": np.full(len(metrics), 0.05),
-        "length": smooth["length"],
-    }
-    from morphling_ray.meta.likelihood import Batch, maximise
-
-    batch = Batch(drawn.z, held.y, drawn.mask * held.usable, held.fixed, correlation, encoding.groups)
-    learned, score = maximise(batch, start, _STEPS)
-    return Prior(
+        how = Smoothing(lengths, *(float(sd[m]) for sd in (smooth.slope, smooth.smooth, smooth.white)))
+        alpha[m][:, who] = smooth_tasks(rows, values, centres, how)
+    prior = Prior(
         encoding=encoding,
         metrics=metrics,
         tasks=tuple(t.task for t in tasks),
@@ -86,34 +73,23 @@ def fit_prior(tasks: Sequence[TrainingTask], *, seed: int, about: Mapping[str, A
         alpha=alpha,
         taught=taught,
         smooth_lengths=lengths,
-        residual_lengths=learned["length"][encoding.groups],
-        spread=float(learned["spread"]),
-        offset_sd=np.maximum(learned["offset"], _MIN_OFFSET_SD),
-        residual_sd=learned["residual"],
-        white_sd=learned["white"],
-        correlation=correlation,
+        correlation=_correlation(centres, alpha, taught, lengths),
         outcomes=_outcomes(tasks, z_all, centres),
+        offset_sd=_OFFSETS[0],
         earlier=tuple(tasks),
-        about={**(about or {}), "seed": seed, "held_out_log_likelihood_per_row": round(score, 4)},
+        about={**(about or {}), "seed": seed},
     )
+    return replace(prior, offset_sd=_offset(prior, logs, drawn.rows))
 
 
 @dataclass(frozen=True, eq=False)
 class _Drawn:
-    """Rows of every task, padded: z (T, r, d), y and mask (T, M r)."""
+    """Rows of every task: which, then padded z (T, r, d), y and mask (T, M r)."""
 
+    rows: list[IntArray]
     z: FloatArray
     y: FloatArray
     mask: FloatArray
-
-
-@dataclass(frozen=True, eq=False)
-class _HeldOut:
-    """Every task as the other families predict it: what their mean leaves over, and their covariance."""
-
-    y: FloatArray  # (T, M r)
-    fixed: FloatArray  # (T, M r, M r)
-    usable: FloatArray  # (T, M r); 0 where no other family has the metric
 
 
 def _merged_knobs(tasks: Sequence[TrainingTask]) -> list[Knob]:
@@ -141,75 +117,46 @@ def _log_metrics(task: TrainingTask, metrics: Sequence[str]) -> FloatArray:
 
 def _draw(z: Sequence[FloatArray], logs: Sequence[FloatArray], rng: np.random.Generator) -> _Drawn:
     metrics, d = len(logs[0]), z[0].shape[1]
-    out = _Drawn(np.zeros((len(z), _ROWS, d)), *(np.zeros((len(z), metrics * _ROWS)) for _ in range(2)))
+    out = _Drawn([], np.zeros((len(z), _ROWS, d)), *(np.zeros((len(z), metrics, _ROWS)) for _ in range(2)))
     for t, (rows, values) in enumerate(zip(z, logs)):
-        good = np.flatnonzero(np.isfinite(values).any(0))
-        some = np.sort(rng.permutation(good)[:_ROWS])
+        shuffled = rng.permutation(np.flatnonzero(np.isfinite(values).any(0)))
+        out.rows.append(shuffled[:_HELD_OUT_ROWS])
+        some = np.sort(shuffled[:_ROWS])
+        known = np.isfinite(values[:, some])
         out.z[t, : len(some)] = rows[some]
-        for m in range(metrics):
-            entry = slice(m * _ROWS, m * _ROWS + len(some))
-            known = np.isfinite(values[m, some])
-            out.mask[t, entry] = known
-            out.y[t, entry] = np.where(known, values[m, some], 0.0)
+        out.mask[t, :, : len(some)] = known
+        out.y[t, :, : len(some)] = np.where(known, values[:, some], 0.0)
     return out
 
 
-def _smoothness(drawn: _Drawn, encoding: Encoding, metrics: int) -> dict[str, FloatArray]:
-    """Step 1: slope, smooth part, white part (M,) and length scales (knobs,) of surfaces, each task on its own."""
-    y = drawn.y.copy()
-    for m in range(metrics):
-        entry = slice(m * _ROWS, (m + 1) * _ROWS)
-        count = np.maximum(drawn.mask[:, entry].sum(1, keepdims=True), 1.0)
-        y[:, entry] -= y[:, entry].sum(1, keepdims=True) / count
-    start = {
-        "spread": np.array(0.0),
-        "slope": np.full(metrics, 0.5),
-        "offset": np.full(metrics, 0.5),
-        "residual": np.full(metrics, 0.5),
-        "white": np.full(metrics, 0.05),
-        "length": np.full(len(encoding.codes), 0.7),
-    }
-    nothing = np.zeros((len(y), y.shape[1], y.shape[1]))
-    from morphling_ray.meta.likelihood import Batch, maximise  # torch takes seconds to import
-
-    learned, _ = maximise(Batch(drawn.z, y, drawn.mask, nothing, np.eye(metrics), encoding.groups), start, _STEPS)
-    return learned
-
-
-def _held_out(
-    drawn: _Drawn,
-    centres: FloatArray,
-    lengths: FloatArray,
-    alpha: FloatArray,
-    taught: FloatArray,
-    families: Sequence[str],
-) -> _HeldOut:
-    """Step 3, what does not depend on its parameters."""
-    metrics, _, tasks = alpha.shape
-    names = np.array(families)
+def _offset(prior: Prior, logs: Sequence[FloatArray], rows: Sequence[IntArray]) -> float:
+    """Step 3: the standard deviation of levels that foretells held-out families best."""
+    points = [t.configurations[int(i)] for t, some in zip(prior.earlier, rows) for i in some]
+    ends = np.cumsum([0, *map(len, rows)])
+    surfaces = prior.surfaces(points, prior.metrics)  # (T, all rows, M)
+    families = np.array([t.family for t in prior.earlier])
     if len(set(families)) == 1:  # nothing else to hold out
-        names = np.arange(tasks).astype(str)
-    y, usable = drawn.y.copy(), np.ones_like(drawn.y)
-    fixed = np.zeros((tasks, y.shape[1], y.shape[1]))
-    for t in range(tasks):
-        b = basis(drawn.z[t], centres, lengths)  # (r, P)
-        phi = np.zeros((metrics * _ROWS, tasks))
-        for m in range(metrics):
-            others = taught[m] * (names != names[t])
-            entry = slice(m * _ROWS, (m + 1) * _ROWS)
-            if not others.any():
-                usable[t, entry] = 0.0
-                continue
-            said = b @ alpha[m]  # (r, T)
-            mean = said @ others / others.sum()
-            y[t, entry] -= mean
-            phi[entry] = (said - mean[:, None]) * others / np.sqrt(others.sum())
-        fixed[t] = phi @ phi.T
-    return _HeldOut(y, fixed, usable)
+        families = np.arange(len(families)).astype(str)
+    scores = np.zeros(len(_OFFSETS))
+    for t, task in enumerate(prior.earlier):
+        others = families != families[t]
+        shared = [m for m in range(len(prior.metrics)) if prior.taught[m, t] and prior.taught[m][others].any()]
+        if not shared:
+            continue
+        values = logs[t][shared][:, rows[t]]
+        metric, row = np.nonzero(np.isfinite(values))
+        obs = Observations(row, metric, values[metric, row], np.zeros(len(row)))
+        said = surfaces[others][:, ends[t] : ends[t + 1]][:, :, shared]
+        names = [prior.metrics[m] for m in shared]
+        own = prior.own(points[ends[t] : ends[t + 1]], task.knobs, names)
+        for i, offset in enumerate(_OFFSETS):
+            spread = replace(own, offset_sd=np.full(len(names), offset))
+            scores[i] += log_evidence(resembling(said, spread), obs)
+    return _OFFSETS[int(scores.argmax())]
 
 
 def _correlation(centres: FloatArray, alpha: FloatArray, taught: FloatArray, lengths: FloatArray) -> FloatArray:
-    """How tasks' deviations from the mean go together between metrics, shrunk so that no two count as one."""
+    """How tasks' deviations from the mean go together between metrics, shrunk a little so that no two count as one."""
     b = basis(centres, centres, lengths)
     metrics = len(alpha)
     out = np.eye(metrics)
@@ -219,7 +166,7 @@ def _correlation(centres: FloatArray, alpha: FloatArray, taught: FloatArray, len
             if len(who) > 2:
                 a, c = (v - v.mean(1, keepdims=True) for v in (b @ alpha[m][:, who], b @ alpha[k][:, who]))
                 rho = float((a * c).sum() / max(np.sqrt((a**2).sum() * (c**2).sum()), 1e-12))
-                out[m, k] = out[k, m] = 0.9 * rho
+                out[m, k] = out[k, m] = _SHRINKAGE * rho
     return out
 
 

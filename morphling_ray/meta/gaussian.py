@@ -1,11 +1,11 @@
-"""Gaussian beliefs over the log-metrics of all candidates at once, and exact conditioning on observations.
+"""Gaussian covariances over (metric, candidate), and what conditioning them takes.
 
 n     candidates;  M  metrics;  T  features;  N  observations (one metric of one candidate each)
-f     log-metric, shape (M, n), with   f_m(i) = mean_m(i) + phi_m(i) w + offset_m + residual_m(i) + white_m(i)
+f     log-metric, shape (M, n), with   f_m(i) - mean_m(i) = phi_m(i) w + offset_m + residual_m(i) + white_m(i)
 phi   features, shape (M, n, T); their weights w ~ Normal(0, I) are shared by the metrics
 R     correlation of offsets, residuals and white parts between metrics, shape (M, M)
 
-Everything is closed form (Rasmussen & Williams 2006, Eq. 2.22-2.24 and 2.30); no gradients, numpy only.
+Everything is closed form (Rasmussen & Williams 2006, Eq. 2.22-2.24); no gradients, numpy only.
 """
 
 from collections.abc import Sequence
@@ -51,31 +51,11 @@ class Observations:
 
 
 @dataclass(frozen=True)
-class Posterior:
-    """What is believed of each candidate on its own.
+class Covariance:
+    """A joint covariance over (metric, candidate).
 
     Attributes:
-        mean: Of the log-metrics, shape `(n, M)`.
-        covariance: Between the metrics of one candidate, shape `(n, M, M)`.
-        log_evidence: Log density of the observed values.
-    """
-
-    mean: FloatArray
-    covariance: FloatArray
-    log_evidence: float
-
-    def at(self, points: IntArray) -> "Posterior":
-        """The same for some of the candidates."""
-        return Posterior(self.mean[points], self.covariance[points], self.log_evidence)
-
-
-@dataclass(frozen=True)
-class GaussianModel:
-    """A joint Gaussian over (metric, candidate).
-
-    Attributes:
-        mean: Shape `(M, n)`.
-        features: Shape `(M, n, T)`.
+        features: Shape `(M, n, T)`; T may be 0.
         inputs: For each metric, candidates in units of length scales, shape `(n, d)`. Metrics that are correlated must
             share one array, else the covariance is not positive definite.
         extra: Candidates along what the features know nothing of, in units of length scales, shape `(n, e)`.
@@ -86,7 +66,6 @@ class GaussianModel:
         correlation: R, shape `(M, M)`.
     """
 
-    mean: FloatArray
     features: FloatArray
     inputs: Sequence[FloatArray]
     extra: FloatArray
@@ -96,107 +75,68 @@ class GaussianModel:
     white_sd: FloatArray
     correlation: FloatArray
 
-    def block(self, m: int, i: IntArray, k: int, j: IntArray) -> FloatArray:
-        """Covariance of metric `m` at candidates `i` with metric `k` at candidates `j`, shape `(len(i), len(j))`."""
-        out = self.features[m][i] @ self.features[k][j].T
-        r = self.correlation[m, k]
-        if r != 0.0:
-            near_extra = squared_distances(self.extra[i], self.extra[j])
-            near = squared_distances(self.inputs[m][i], self.inputs[k][j]) + near_extra
-            own = self.offset_sd[m] * self.offset_sd[k] + self.residual_sd[m] * self.residual_sd[k] * matern52(near)
-            if self.extra.shape[1]:
-                own += self.extra_sd[m] * self.extra_sd[k] * matern52(near_extra)
-            own += self.white_sd[m] * self.white_sd[k] * (i[:, None] == j[None, :])
-            out = out + r * own
-        return np.asarray(out)
+    @property
+    def metrics(self) -> int:
+        """M."""
+        return len(self.correlation)
 
-    def at_each(self) -> FloatArray:
-        """Prior covariance between the metrics of one candidate, shape `(n, M, M)`."""
+    def cross(self, i: IntArray, j: IntArray) -> FloatArray:
+        """Covariance of all metrics at candidates `i` with all at candidates `j`, shape `(M, len(i), M, len(j))`."""
+        metrics = self.metrics
+        out = np.empty((metrics, len(i), metrics, len(j)))
+        same = i[:, None] == j[None, :]
+        extra = squared_distances(self.extra[i], self.extra[j]) if self.extra.shape[1] else None
+        effect = matern52(extra) if extra is not None else None
+        near: dict[int, FloatArray] = {}  # metrics that share their inputs share the costly part
+        for m in range(metrics):
+            for k in range(metrics):
+                features = self.features[m][i] @ self.features[k][j].T if self.features.shape[2] else 0.0
+                r = self.correlation[m, k]
+                if r == 0.0:
+                    out[m, :, k] = features
+                    continue
+                a, b = self.inputs[m], self.inputs[k]
+                if a is not b or id(a) not in near:
+                    squared = squared_distances(a[i], b[j])
+                    near[id(a)] = matern52(squared if extra is None else squared + extra)
+                own = (self.residual_sd[m] * self.residual_sd[k]) * near[id(a)]
+                own += self.offset_sd[m] * self.offset_sd[k]
+                if effect is not None:
+                    own += self.extra_sd[m] * self.extra_sd[k] * effect
+                own[same] += self.white_sd[m] * self.white_sd[k]
+                own *= r
+                own += features
+                out[m, :, k] = own
+        return out
+
+    def at_each(self, points: IntArray) -> FloatArray:
+        """Covariance between the metrics of each single candidate, shape `(k, M, M)` for k points."""
         constant = [self.offset_sd, self.residual_sd, self.white_sd]
         if self.extra.shape[1]:
             constant.append(self.extra_sd)
         own = self.correlation * sum(np.outer(s, s) for s in constant)
-        return np.asarray(np.einsum("mit,kit->imk", self.features, self.features, optimize=True) + own)
+        features = self.features[:, points]
+        return np.asarray(np.einsum("mit,kit->imk", features, features, optimize=True) + own)
+
+    def joint(self, points: IntArray) -> FloatArray:
+        """Covariance of all metrics at k points with one another, shape `(k M, k M)`, metrics varying fastest."""
+        size = len(points) * self.metrics
+        return self.cross(points, points).transpose(1, 0, 3, 2).reshape(size, size)
 
     def between(self, obs: Observations, points: IntArray) -> FloatArray:
-        """Covariance of observed values with all metrics at `points`, shape `(N, len(points), M)`."""
-        out = np.empty((len(obs), len(points), len(self.mean)))
-        for m in np.unique(obs.metric):
-            rows = np.flatnonzero(obs.metric == m)
-            for k in range(len(self.mean)):
-                out[rows, :, k] = self.block(int(m), obs.point[rows], k, points)
-        return out
+        """Covariance of observed values with all metrics at k points, shape `(N, k, M)`."""
+        at, row = np.unique(obs.point, return_inverse=True)
+        return np.asarray(self.cross(at, points)[obs.metric, row].transpose(0, 2, 1))
 
     def gram(self, obs: Observations) -> FloatArray:
         """Covariance of observed values with one another, noise included, shape `(N, N)`."""
-        out = np.empty((len(obs), len(obs)))
-        for m in np.unique(obs.metric):
-            rows = np.flatnonzero(obs.metric == m)
-            for k in np.unique(obs.metric):
-                columns = np.flatnonzero(obs.metric == k)
-                out[np.ix_(rows, columns)] = self.block(int(m), obs.point[rows], int(k), obs.point[columns])
+        at, row = np.unique(obs.point, return_inverse=True)
+        out = self.cross(at, at)[obs.metric[:, None], row[:, None], obs.metric[None, :], row[None, :]]
         out[np.diag_indices(len(obs))] += obs.variance
-        return out
-
-    def condition(self, obs: Observations, pending: Observations | None = None) -> Posterior:
-        """The belief after observations.
-
-        Args:
-            obs: What was measured.
-            pending: What is being measured. Its values are not used: it is taken to come out as expected, which leaves
-                the mean as it is and narrows the belief around it (Kriging believer).
-        """
-        everything = np.arange(self.mean.shape[1])
-        mean, covariance, evidence = self.mean.T.copy(), self.at_each(), 0.0  # (n, M), (n, M, M)
-        n, metrics = mean.shape
-        if len(obs):
-            white = np.linalg.inv(cholesky(self.gram(obs)))  # rows whiten: white @ K @ white.T = I
-            z = white @ (obs.value - self.mean[obs.metric, obs.point])  # (N,)
-            v = white @ self.between(obs, everything).reshape(len(obs), -1)  # (N, n M)
-            mean += (v.T @ z).reshape(n, metrics)
-            evidence = float(-0.5 * z @ z + np.log(np.diag(white)).sum() - 0.5 * len(obs) * np.log(2.0 * np.pi))
-        known = obs if pending is None or not len(pending) else joined(obs, pending)
-        if len(known) > len(obs):
-            white = np.linalg.inv(cholesky(self.gram(known)))
-            v = white @ self.between(known, everything).reshape(len(known), -1)
-        if len(known):
-            v = v.reshape(len(known), n, metrics)
-            for m in range(metrics):
-                for k in range(m, metrics):
-                    less = np.einsum("ai,ai->i", v[:, :, m], v[:, :, k])
-                    covariance[:, m, k] -= less
-                    covariance[:, k, m] = covariance[:, m, k]
-        return Posterior(mean, covariance, evidence)
-
-    def log_density(self, obs: Observations) -> float:
-        """Log density of observed values (Rasmussen & Williams, Eq. 2.30)."""
-        if not len(obs):
-            return 0.0
-        factor = cholesky(self.gram(obs))
-        z = np.linalg.solve(factor, obs.value - self.mean[obs.metric, obs.point])
-        return float(-0.5 * z @ z - np.log(np.diag(factor)).sum() - 0.5 * len(obs) * np.log(2.0 * np.pi))
-
-    def joint(self, obs: Observations, points: IntArray) -> tuple[FloatArray, FloatArray]:
-        """Mean `(k M,)` and covariance `(k M, k M)` of all metrics at `k` points, metrics varying fastest."""
-        metrics, k = len(self.mean), len(points)
-        prior = np.empty((k, metrics, k, metrics))
-        for m in range(metrics):
-            for j in range(metrics):
-                prior[:, m, :, j] = self.block(m, points, j, points)
-        mean, covariance = self.mean[:, points].T.reshape(-1).copy(), prior.reshape(k * metrics, k * metrics)
-        if len(obs):
-            white = np.linalg.inv(cholesky(self.gram(obs)))
-            v = white @ self.between(obs, points).reshape(len(obs), -1)
-            mean += v.T @ (white @ (obs.value - self.mean[obs.metric, obs.point]))
-            covariance = covariance - v.T @ v
-        return mean, covariance
+        return np.asarray(out)
 
 
-def joined(a: Observations, b: Observations) -> Observations:
-    """Both, one after the other."""
-    pairs = zip((a.point, a.metric, a.value, a.variance), (b.point, b.metric, b.value, b.variance))
-    point, metric, value, variance = (np.concatenate(pair) for pair in pairs)
-    return Observations(point, metric, value, variance)
+NOTHING = Observations(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
 
 
 def cholesky(matrix: FloatArray) -> FloatArray:

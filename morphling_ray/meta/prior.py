@@ -1,12 +1,14 @@
-"""A pre-trained Gaussian process over log-metrics (Wang et al., https://arxiv.org/abs/2109.08215), for any knob values.
+"""A pre-trained Gaussian process over log-metrics, for any knob values.
 
-For metric m of a new task, with x a configuration and T earlier tasks whose smoothed surfaces are f_1 .. f_T,
+It holds the smoothed surfaces f_1 .. f_T of T earlier tasks, and what a new task may have to do with them:
 
-    log y_m(x) = mean_m(x) + spread * sum_t w_t (f_t,m(x) - mean_m(x)) / sqrt(T) + offset_m + residual_m(x) + white
+alike    log y_m(x) = mean_m(x) + sum_t w_t (f_t,m(x) - mean_m(x)) / sqrt(T) + own_m(x), with w ~ Normal(0, I) shared by
+         all metrics: the empirical mean and covariance (Wang et al., https://arxiv.org/abs/2109.08215)
+mixture  log y_m(x) = (1 - a) f_s,m(x) + a f_t,m(x) + own_m(x): it is one earlier task, or lies between two
+own      a level, a small smooth Matern-5/2 residual and a white part, each correlated between metrics
 
-with w ~ Normal(0, I) shared by all metrics: the empirical mean and covariance of the earlier surfaces, a level of the
-task's own, and a small smooth Matern-5/2 residual. The surfaces are functions of encoded knobs (basis.py), so the prior
-is defined at values and in spaces that it was not learned on; what it has never seen gets a smooth effect of its own.
+The surfaces are functions of encoded knobs (basis.py), so the prior is defined at values and in spaces that it was not
+learned on; what it has never seen gets a smooth effect of its own.
 """
 
 import io
@@ -15,7 +17,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,30 +27,32 @@ import numpy.typing as npt
 from morphling_ray.errors import PriorError
 from morphling_ray.meta.basis import basis
 from morphling_ray.meta.encoding import Encoding
-from morphling_ray.meta.gaussian import GaussianModel, matern52, squared_distances
-from morphling_ray.meta.tasks import TrainingTask, pack, unpack
+from morphling_ray.meta.ensemble import Hypothesis
+from morphling_ray.meta.gaussian import Covariance, matern52, squared_distances
+from morphling_ray.meta.tasks import TrainingTask, matching_rows, pack, unpack
 from morphling_ray.space import Configuration, Knob
 
 FloatArray = npt.NDArray[np.float64]
 
-FORMAT = "morphling_ray prior 2"
+FORMAT = "morphling_ray prior 3"
 UNSEEN_LENGTH = 0.5  # length scale of an unseen knob, in ranges of the space
 UNSEEN_SD = 0.5  # how far a knob that the prior never saw may move a log-metric
-UNKNOWN_OFFSET_SD = 10.0  # level of a metric that the prior never saw: nothing is known
+UNSEEN_METRIC = (10.0, 0.7, 0.03)  # level, residual and white part of a metric that the prior never saw
+RESIDUAL_SD = 0.14  # of the residual, in logs
+RESIDUAL_LENGTH = 0.6  # length scale of the residual, in ranges of a knob
+WHITE_SD = 0.05
+_ALIKE = 0.4  # probability of the first kind
+# Of the second, by how many residuals the task strays: what it measures shows soon which. A narrower one foretells most
+# configurations better and searches worse: it takes the few that are unlike all earlier tasks for impossible, and the
+# optimum may be one of them.
+_STRAYS = ((1.0, 0.3), (2.0, 0.2), (4.0, 0.1))
+_ALIKE_SD = 0.5  # of a descriptor between tasks that are alike, in logs
+MIXTURES = 600  # of two earlier tasks each
+_BEYOND = 0.3  # how far a mixture may lie outside the two, as a share of their difference
+_ENOUGH = 3  # tasks that show how tasks differ; fewer show a mean alone
 _FEASIBLE_PRIOR = (1.9, 0.1)  # works / fails: what is believed where no earlier task was measured
 _EDGE = 0.15  # length scale of earlier outcomes, in ranges of a knob: failure begins at one value, not gradually
-_ARRAYS = (
-    ("centres", 2),
-    ("alpha", 3),
-    ("taught", 2),
-    ("smooth_lengths", 1),
-    ("residual_lengths", 1),
-    ("offset_sd", 1),
-    ("residual_sd", 1),
-    ("white_sd", 1),
-    ("correlation", 2),
-    ("outcomes", 2),
-)
+_ARRAYS = (("centres", 2), ("alpha", 3), ("taught", 2), ("smooth_lengths", 1), ("correlation", 2), ("outcomes", 2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,13 +67,9 @@ class Prior:
         alpha: Surfaces of the tasks on the basis, shape `(M, P, T)`; 0 where a task lacks the metric.
         taught: 1 where the task has the metric, else 0, shape `(M, T)`.
         smooth_lengths: Length scales of the basis by column, shape `(d,)`.
-        residual_lengths: Length scales of the residual, shape `(d,)`.
-        spread: Factor on the tasks' deviations from their mean.
-        offset_sd: Shape `(M,)`.
-        residual_sd: Shape `(M,)`.
-        white_sd: Shape `(M,)`.
-        correlation: Between metrics, of what the features do not explain, shape `(M, M)`.
+        correlation: Between metrics, of what a new task has of its own, shape `(M, M)`.
         outcomes: How often a configuration near each centre worked and failed, shape `(U, 2)`.
+        offset_sd: How far a new task's level may lie from those of the earlier ones, in logs.
         earlier: What was measured for the tasks, for methods that learn in another way.
         about: Where it came from: sets, tasks, date, version, seed, how well it fits. For people only.
     """
@@ -81,54 +81,97 @@ class Prior:
     alpha: FloatArray
     taught: FloatArray
     smooth_lengths: FloatArray
-    residual_lengths: FloatArray
-    spread: float
-    offset_sd: FloatArray
-    residual_sd: FloatArray
-    white_sd: FloatArray
     correlation: FloatArray
     outcomes: FloatArray
+    offset_sd: float
     earlier: tuple[TrainingTask, ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
 
-    def model(
-        self, configurations: Sequence[Configuration], knobs: Sequence[Knob], metrics: Sequence[str]
-    ) -> GaussianModel:
-        """The belief about a new task before anything is measured.
+    def hypotheses(
+        self,
+        configurations: Sequence[Configuration],
+        knobs: Sequence[Knob],
+        metrics: Sequence[str],
+        descriptors: Mapping[str, float] | None = None,
+    ) -> list[Hypothesis]:
+        """What a new task may be like, before anything of it is measured.
 
         Args:
             configurations: The candidates, n of them.
             knobs: The knobs of the space that they come from.
             metrics: What to model. One that the prior never saw is a smooth function at an unknown level.
+            descriptors: Of the new task, see `Objective`. Earlier tasks that are near in these are more likely like it.
         """
-        z = self.encoding.encode(configurations)
-        extra = self.encoding.unseen(knobs).encode(configurations) / UNSEEN_LENGTH
-        known = [self.metrics.index(m) if m in self.metrics else None for m in metrics]
-        surfaces = basis(z, self.centres, self.smooth_lengths)  # (n, P)
-        n, tasks = len(z), len(self.tasks)
-        mean, features = np.zeros((len(metrics), n)), np.zeros((len(metrics), n, tasks))
-        for row, m in enumerate(known):
-            if m is not None:
-                values, who = surfaces @ self.alpha[m], self.taught[m]  # (n, T), (T,)
-                mean[row] = values @ who / who.sum()
-                features[row] = self.spread * (values - mean[row][:, None]) * who / np.sqrt(who.sum())
-        fresh_inputs = self._fresh_inputs(configurations, knobs)
-        residual_inputs = z / self.residual_lengths
-        pick = np.array([m if m is not None else -1 for m in known])
-        return GaussianModel(
-            mean=mean,
-            features=features,
-            inputs=[fresh_inputs if m is None else residual_inputs for m in known],
-            extra=extra,
-            offset_sd=np.where(pick < 0, UNKNOWN_OFFSET_SD, self.offset_sd[pick]),
-            residual_sd=np.where(pick < 0, 0.7, self.residual_sd[pick]),
-            extra_sd=np.where(pick < 0, 0.0, UNSEEN_SD),
-            white_sd=np.where(pick < 0, 0.03, self.white_sd[pick]),
-            correlation=_correlation(self.correlation, known),
+        surfaces, own = self.surfaces(configurations, metrics), self.own(configurations, knobs, metrics)
+        return resembling(surfaces, own, self._gaps(descriptors or {}))
+
+    def _gaps(self, descriptors: Mapping[str, float]) -> FloatArray:
+        """How far each earlier task lies from a new one in the descriptors that all of them have, in logs, (T, D)."""
+        known = [d for d in sorted(descriptors) if all(t.constants.get(d, 0.0) > 0 for t in self.earlier)]
+        known = [d for d in known if descriptors[d] > 0 and self.earlier]
+        return np.array([[np.log(t.constants[d] / descriptors[d]) for d in known] for t in self.earlier])
+
+    def mismatch(self, knobs: Sequence[Knob], metrics: Sequence[str]) -> str:
+        """What of a search the prior never saw, in one sentence; empty if it knows all of it."""
+        fresh = [*self.encoding.beyond(knobs), *(f"the metric {m}" for m in metrics if m not in self.metrics)]
+        if not fresh:
+            return ""
+        known = ", ".join(code.name for code in self.encoding.codes)
+        if not {k.name for k in knobs} & {code.name for code in self.encoding.codes}:
+            return f"the prior does not match: it knows {known}, and none of these is a knob here"
+        return f"the prior never saw {'; '.join(fresh)}: this part is learned from the trials alone"
+
+    def of_tasks(self, which: Sequence[int]) -> "Prior":
+        """The same with some of the tasks only; smoothing and spreads stay as they were learned from all."""
+        some = list(which)
+        return replace(
+            self,
+            tasks=tuple(self.tasks[t] for t in some),
+            alpha=self.alpha[:, :, some],
+            taught=self.taught[:, some],
+            earlier=tuple(self.earlier[t] for t in some) if self.earlier else (),
         )
 
-    def _fresh_inputs(self, configurations: Sequence[Configuration], knobs: Sequence[Knob]) -> FloatArray:
-        return Encoding.of_space(knobs).encode(configurations) / UNSEEN_LENGTH
+    def surfaces(self, configurations: Sequence[Configuration], metrics: Sequence[str]) -> FloatArray:
+        """Log-metrics of the earlier tasks at any configurations, shape `(T, n, M)`.
+
+        Where a task was measured that is its value, elsewhere its smoothed surface. A task that lacks a metric gets the
+        mean of those that have it.
+        """
+        b = basis(self.encoding.encode(configurations), self.centres, self.smooth_lengths)  # (n, P)
+        out = np.zeros((len(self.tasks), len(configurations), len(metrics)))
+        rows = matching_rows(self.earlier, configurations)
+        for k, name in enumerate(metrics):
+            if name not in self.metrics:
+                continue
+            m = self.metrics.index(name)
+            values, who = (b @ self.alpha[m]).T, self.taught[m] > 0  # (T, n), (T,)
+            for t, task in enumerate(self.earlier):
+                if who[t]:
+                    at = np.flatnonzero(rows[t] >= 0)
+                    measured = np.asarray(task.metrics[name], float)[rows[t][at]]
+                    good = task.feasible[rows[t][at]] & np.isfinite(measured) & (measured > 0)
+                    values[t, at[good]] = np.log(measured[good])
+            out[:, :, k] = np.where(who[:, None], values, values[who].mean(0))
+        return out
+
+    def own(self, configurations: Sequence[Configuration], knobs: Sequence[Knob], metrics: Sequence[str]) -> Covariance:
+        """Of what a new task has of its own."""
+        known = [self.metrics.index(m) if m in self.metrics else None for m in metrics]
+        seen = np.array([m is not None for m in known])
+        near = self.encoding.encode(configurations) / RESIDUAL_LENGTH
+        fresh = Encoding.of_space(knobs).encode(configurations) / UNSEEN_LENGTH
+        offset, residual, white = UNSEEN_METRIC
+        return Covariance(
+            features=np.zeros((len(metrics), len(near), 0)),
+            inputs=[near if m is not None else fresh for m in known],
+            extra=self.encoding.unseen(knobs).encode(configurations) / UNSEEN_LENGTH,
+            offset_sd=np.where(seen, self.offset_sd, offset),
+            residual_sd=np.where(seen, RESIDUAL_SD, residual),
+            extra_sd=np.where(seen, UNSEEN_SD, 0.0),
+            white_sd=np.where(seen, WHITE_SD, white),
+            correlation=_correlation(self.correlation, known),
+        )
 
     def feasible(self, configurations: Sequence[Configuration]) -> FloatArray:
         """Probability that each configuration works on a new task, shape `(n,)`."""
@@ -153,7 +196,7 @@ class Prior:
             "knobs": self.encoding.to_list(),
             "metrics": list(self.metrics),
             "tasks": list(self.tasks),
-            "spread": self.spread,
+            "offset_sd": self.offset_sd,
             "about": dict(self.about),
         }
         arrays = {name: getattr(self, name) for name, _ in _ARRAYS}
@@ -191,7 +234,7 @@ class Prior:
                 encoding=Encoding.from_list(meta["knobs"]),
                 metrics=tuple(map(str, meta["metrics"])),
                 tasks=tuple(map(str, meta["tasks"])),
-                spread=float(meta["spread"]),
+                offset_sd=float(meta["offset_sd"]),
                 earlier=earlier,
                 about=dict(meta["about"]),
                 **arrays,
@@ -209,13 +252,38 @@ class Prior:
         d, m, t, u = len(self.encoding.groups), len(self.metrics), len(self.tasks), len(self.centres)
         shapes = {
             **{"centres": (u, d), "alpha": (m, 1 + d + u, t), "taught": (m, t), "outcomes": (u, 2)},
-            **{"smooth_lengths": (d,), "residual_lengths": (d,), "correlation": (m, m)},
-            **dict.fromkeys(("offset_sd", "residual_sd", "white_sd"), (m,)),
+            **{"smooth_lengths": (d,), "correlation": (m, m)},
         }
         for name, shape in shapes.items():
             values = getattr(self, name)
             if values.shape != shape or not np.isfinite(values).all():
                 raise ValueError(f"{name} must be finite and of shape {shape}, got shape {values.shape}")
+        if not 0 < self.offset_sd < np.inf:
+            raise ValueError("offset_sd must be positive")
+
+
+def resembling(surfaces: FloatArray, own: Covariance, gaps: FloatArray | None = None) -> list[Hypothesis]:
+    """What a new task may have to do with earlier ones.
+
+    Args:
+        surfaces: Log-metrics of the earlier tasks, shape `(T, n, M)`.
+        own: Covariance of what a new task has of its own.
+        gaps: How far each earlier task lies from the new one in each of D descriptors, in logs, shape `(T, D)`.
+    """
+    tasks = len(surfaces)
+    average = np.full((1, tasks), 1.0 / tasks)
+    deviations = (surfaces - surfaces.mean(0)) / np.sqrt(tasks) * float(tasks >= _ENOUGH)
+    alike = replace(own, features=np.ascontiguousarray(deviations.transpose(2, 1, 0)))
+    mixtures = np.vstack([np.eye(tasks), pairs(tasks, MIXTURES)])
+    likely = None if gaps is None or not gaps.size else -0.5 * ((mixtures @ gaps / _ALIKE_SD) ** 2).sum(1)
+    straying = [(f"mixture x{f:g}", p, replace(own, residual_sd=f * own.residual_sd)) for f, p in _STRAYS]
+    return [
+        Hypothesis("alike", float(np.log(_ALIKE)), surfaces, average, alike),
+        *(
+            Hypothesis(name, float(np.log(p)), surfaces, mixtures, covariance, log_likely=likely)
+            for name, p, covariance in straying
+        ),
+    ]
 
 
 def _correlation(learned: FloatArray, known: Sequence[int | None]) -> FloatArray:
@@ -225,4 +293,16 @@ def _correlation(learned: FloatArray, known: Sequence[int | None]) -> FloatArray
         for j, k in enumerate(known):
             if m is not None and k is not None:
                 out[i, j] = learned[m, k]
+    return out
+
+
+def pairs(tasks: int, count: int) -> FloatArray:
+    """Weights of mixtures of two tasks each, shape `(count, tasks)`, always the same; none of a single task."""
+    rng = np.random.default_rng(0)
+    out = np.zeros((count if tasks > 1 else 0, tasks))
+    rows = np.arange(len(out))
+    a = rng.integers(tasks, size=len(out))
+    b = (a + rng.integers(1, max(tasks, 2), size=len(out))) % tasks
+    share = rng.uniform(-_BEYOND, 1.0 + _BEYOND, len(out))
+    out[rows, a], out[rows, b] = 1.0 - share, share
     return out

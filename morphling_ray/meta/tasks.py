@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from morphling_ray.surface import Surface
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +136,31 @@ def unpack(arrays: Mapping[str, npt.NDArray[Any]]) -> list[TrainingTask]:
             )
         )
     return tasks
+
+
+def matching_rows(tasks: Sequence[TrainingTask], configurations: Sequence[Configuration]) -> list[IntArray]:
+    """For each task, which of its rows each configuration is, shape `(n,)`; -1 where it was not measured.
+
+    Knobs that a task did not have do not matter; a configuration that lacks one of a task's knobs is none of its rows.
+    """
+    out = []
+    keys: dict[tuple[str, ...], list[tuple[object, ...] | None]] = {}
+    for task in tasks:
+        names = tuple(k.name for k in task.knobs)
+        if names not in keys:
+            keys[names] = [
+                tuple(_key(c[name]) for name in names) if all(name in c for name in names) else None
+                for c in configurations
+            ]
+        position = _positions.get(task)
+        if position is None:
+            position = {tuple(_key(c[name]) for name in names): row for row, c in enumerate(task.configurations)}
+            _positions[task] = position
+        out.append(np.array([position.get(key, -1) for key in keys[names]], np.int64))
+    return out
+
+
+_positions: WeakKeyDictionary[TrainingTask, dict[object, int]] = WeakKeyDictionary()  # one prior serves many searches
 
 
 def _key(value: object) -> tuple[bool, object]:

@@ -1,21 +1,28 @@
-"""Which candidate to measure next: the objective is computed on draws of the metrics, so cost and bounds are exact.
+"""What draws of the metrics say about the objective: cost and bounds are applied to each draw, so they are exact.
 
-S      draws;  n  candidates;  M  metrics
-draws  of the log-metrics of each candidate, shape (S, n, M); the same S normals for every candidate, so that two
-       candidates differ by what is believed of them and not by luck
+S       draws;  k  candidates;  M  metrics
+values  objective of each candidate on each draw, shape (S, k); 0 where a bound is broken
+shares  values by the best of their draw, shape (S, k): tasks differ in level by orders of magnitude, and an expected
+        objective would look at the fastest draws alone. In a draw in which nothing keeps the bounds, being close to
+        keeping them counts instead, so that a search comes nearer to what is feasible before it has seen any of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from morphling_ray.meta.gaussian import GaussianModel, Posterior, cholesky
 from morphling_ray.objective import Objective
 
 FloatArray = npt.NDArray[np.float64]
+AnyFloats = npt.NDArray[np.floating]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+_NEAR_BOUND = 0.1  # in logs: how much farther from a bound halves (or so) what a candidate counts
+_ONLY_NEARER = 0.3  # what coming nearer to the bounds counts, against an improvement by the whole of the best
 
 
 def quasi_normals(count: int, dimension: int, shift: FloatArray) -> FloatArray:
@@ -34,68 +41,57 @@ def quasi_normals(count: int, dimension: int, shift: FloatArray) -> FloatArray:
         ratio = (1.0 + ratio) ** (1.0 / (dimension + 1))
     steps = ratio ** -np.arange(1.0, dimension + 1)
     uniform = (shift + np.arange(1.0, count + 1)[:, None] * steps) % 1.0
-    inverse = NormalDist().inv_cdf
     clipped = np.clip(uniform, 1e-4, 1.0 - 1e-4)
-    return np.array([[inverse(float(u)) for u in row] for row in clipped])
+    return np.asarray(_inverse(clipped), float)
 
 
-def objective_draws(
-    posterior: Posterior, normals: FloatArray, objective: Objective, columns: Mapping[str, npt.NDArray[Any]]
-) -> FloatArray:
-    """The objective on draws of each candidate's metrics, shape `(S, n)`.
-
-    Args:
-        posterior: Of the log-metrics.
-        normals: Shape `(S, M)`.
-        objective: What to maximise; its metrics in the posterior's order.
-        columns: Knob values, shape `(n,)` each.
-    """
-    metrics = posterior.mean.shape[1]
-    if metrics == 1:  # the common case, and a Cholesky factor of 1 x 1 takes its time
-        factor = np.sqrt(np.maximum(posterior.covariance, 0.0))
-    else:
-        factor = cholesky(posterior.covariance + 1e-12 * np.eye(metrics))
-    draws = {}
-    for m, name in enumerate(objective.metrics):
-        log = normals[:, : m + 1] @ factor[:, m, : m + 1].T + posterior.mean[:, m]  # (S, n)
-        draws[name] = np.exp(np.clip(log, -300.0, 300.0))
-    out = np.asarray(objective(columns, draws), float)
-    return np.broadcast_to(out, (len(normals), len(posterior.mean)))  # an objective of knobs alone has no draws
+_inverse = np.frompyfunc(NormalDist().inv_cdf, 1, 1)
 
 
-def expected_improvement(values: FloatArray, best: float) -> FloatArray:
-    """E[max(value - best, 0)] over the first axis of `values`, shape `(S, n)` to `(n,)`."""
-    return np.asarray(np.maximum(values - best, 0.0).mean(0))
-
-
-def expected_share(
-    model: GaussianModel,
-    normals: FloatArray,
-    objective: Objective,
-    columns: Mapping[str, npt.NDArray[Any]],
-    pending: Sequence[int],
-) -> FloatArray:
-    """Before anything is measured: the expected best-so-far as a share of each drawn task's own optimum, shape `(n,)`.
-
-    Tasks differ in level by orders of magnitude; an expected objective would only look at the fastest of them.
+class Values:
+    """The objective on draws.
 
     Args:
-        model: The prior. Its residual is left out: it says nothing about where to start.
-        normals: Weights of features and offsets, shape `(S, T + M)`.
-        objective: What to maximise.
-        columns: Knob values, shape `(n,)` each.
-        pending: Candidates that are being measured.
+        logs: Log-metrics, shape `(S, k, M)`.
+        objective: What to maximise; its metrics in this order.
+        columns: Knob values, shape `(k,)` each.
     """
-    tasks = model.features.shape[2]
-    level = normals[:, tasks:] @ cholesky(model.correlation).T * model.offset_sd  # (S, M)
-    draws = {}
-    for m, name in enumerate(objective.metrics):
-        log = model.mean[m] + normals[:, :tasks] @ model.features[m].T + level[:, m : m + 1]  # (S, n)
-        draws[name] = np.exp(np.clip(log, -300.0, 300.0))
-    n = model.mean.shape[1]
-    values = np.broadcast_to(np.asarray(objective(columns, draws), float), (len(normals), n))
-    best = values.max(1, keepdims=True)
-    share = values / np.where(best > 0, best, 1.0)
-    if pending:
-        share = np.maximum(share, share[:, list(pending)].max(1, keepdims=True))
-    return np.asarray(share.mean(0))
+
+    def __init__(self, logs: AnyFloats, objective: Objective, columns: Mapping[str, npt.NDArray[Any]]) -> None:
+        metrics = {name: np.exp(np.clip(logs[:, :, m], -300.0, 300.0)) for m, name in enumerate(objective.metrics)}
+        self.values: FloatArray = np.broadcast_to(np.asarray(objective(columns, metrics), float), logs.shape[:2])
+        self.best: FloatArray = self.values.max(1)  # of each draw, (S,)
+        self.keeps: BoolArray = self.best > 0  # whether anything in the draw keeps the bounds, (S,)
+        self.nearness = np.zeros((0, logs.shape[1]))  # of each draw in which nothing does
+        if not self.keeps.all():
+            broken = {name: values[~self.keeps] for name, values in metrics.items()}
+            slack = np.broadcast_to(np.asarray(objective.slack(columns, broken), float), broken_shape(broken, logs))
+            excess = np.log1p(np.maximum(-np.nan_to_num(slack, nan=0.0), 0.0))
+            self.nearness = np.exp((excess.min(1, keepdims=True) - excess) / _NEAR_BOUND)
+
+    @property
+    def shares(self) -> FloatArray:
+        """Shares of the best, shape `(S, k)`; nearness where nothing keeps the bounds."""
+        out = np.empty(self.values.shape)
+        out[self.keeps] = self.values[self.keeps] / self.best[self.keeps, None]
+        out[~self.keeps] = _ONLY_NEARER * self.nearness
+        return out
+
+    def gains(self, known: IntArray, works: FloatArray) -> FloatArray:
+        """How much each candidate is better than what there is already, as a share of the best of the draw.
+
+        Args:
+            known: Candidates that are there already: the incumbent, and what is being measured. May be none.
+            works: Probability that each of these works, by draw, shape `(S, len(known))`.
+        """
+        out = self.shares
+        if len(known):
+            there = (out[:, known] * works).max(1, keepdims=True)
+            out = np.maximum(out - there * self.keeps[:, None], 0.0)
+        return out
+
+
+def broken_shape(metrics: Mapping[str, FloatArray], logs: AnyFloats) -> tuple[int, int]:
+    """Shape of some of the draws."""
+    rows = next((len(values) for values in metrics.values()), 0)
+    return rows, logs.shape[1]

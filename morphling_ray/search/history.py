@@ -165,11 +165,6 @@ class History:
                 rows.append((point, m, mean, float(1.0 / precision.sum())))
         return _observations(rows)
 
-    def expected(self) -> Observations:
-        """Entries of what is being measured; only place and noise mean anything."""
-        metrics = range(len(self.objective.metrics))
-        return _observations([(p, m, 0.0, NOISE_SD**2) for p in dict.fromkeys(self.pending) for m in metrics])
-
     def measured_objective(self, point: int) -> float:
         """Objective of a contender, from the geometric mean of its measurements."""
         each = self._measured[point]

@@ -1,23 +1,25 @@
-"""The default search: a prior over the measured metrics, and expected improvement of the objective on draws.
+"""The default search: hypotheses about the measured metrics, and expected improvement of the objective on draws.
 
 1. The first configuration is the one that reaches the largest share of the optimum on the tasks that the prior deems
    likely; without a prior, a point in the middle and two far from it.
-2. Then the largest expected improvement over the best so far, times the probability that the configuration works.
+2. Then the largest expected improvement over the best so far and over all that is being measured, as a share of the
+   best, times the probability that the configuration works.
 3. The recommendation is the measured configuration with the highest expected objective: a lucky measurement is not
    taken at face value.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from morphling_ray.measurement import Measurement
-from morphling_ray.meta.gaussian import cholesky, squared_distances
+from morphling_ray.meta.gaussian import squared_distances
 from morphling_ray.meta.prior import Prior
 from morphling_ray.meta.tasks import TrainingTask
 from morphling_ray.objective import Objective
-from morphling_ray.search.acquisition import expected_improvement, expected_share, objective_draws, quasi_normals
+from morphling_ray.search.acquisition import Values, quasi_normals
 from morphling_ray.search.history import History
 from morphling_ray.search.sampler import Recommendation
 from morphling_ray.search.surrogate import Belief, Surrogate
@@ -26,11 +28,13 @@ from morphling_ray.space import Configuration, SearchSpace
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-_DRAWS = 64  # of the metrics of each candidate, for the expected improvement
-_JOINT_DRAWS = 256  # of several candidates together, for probabilities
-_RIVALS = 150  # candidates that the best in the space is sought among
+_DRAWS = 512  # of several candidates together
+_AT_START, _LATER = 256, 96  # candidates that are drawn together; the rest was less promising when looked at alone
+_SCREEN = 64_000  # draws times candidates of that look
+_CONTENDERS = 12  # measured configurations that may be recommended
+_PENDING = 32  # trials under way that are looked at, at most
 _DESIGN = 3  # configurations that are spread over the space when there is no prior
-_TIE = 1e-3  # weight of the expected objective, which decides where no improvement is expected anywhere
+_TIE = 1e-4  # weight of the expected share, which decides where no improvement is expected anywhere
 _NEAR_BEST = 0.95
 _CLEARLY_WORSE = 0.05  # probability of being better below which a runner-up is not measured again
 
@@ -42,6 +46,26 @@ def learn(tasks: Sequence[TrainingTask], objective: Objective, seed: int) -> Pri
     return fit_prior(tasks, seed=seed)
 
 
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Joint draws of the promising candidates.
+
+    Attributes:
+        points: Which, k of them.
+        values: The objective on the draws.
+        works: Probability that each works, by draw, shape `(S, k)`.
+    """
+
+    points: IntArray
+    values: Values
+    works: FloatArray
+
+    @property
+    def expected(self) -> FloatArray:
+        """Expected objective of each, shape `(k,)`."""
+        return np.asarray(self.values.values.mean(0))
+
+
 class MorphlingSampler:
     """The default search. A `Sampler`.
 
@@ -50,23 +74,43 @@ class MorphlingSampler:
         objective: What to maximise.
         seed: Of the draws.
         learned: What earlier tasks taught, or None.
+        free_knobs: Knobs that cost nothing to vary: one trial of a configuration measures it with all of their values,
+            so that what is proposed is the rest of the configuration, by the best that it may hold.
     """
 
-    def __init__(self, space: SearchSpace, objective: Objective, *, seed: int, learned: Prior | None = None) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        objective: Objective,
+        *,
+        seed: int,
+        learned: Prior | None = None,
+        free_knobs: Sequence[str] = (),
+    ) -> None:
         rng = np.random.default_rng(seed)
+        self._bound = [knob.name for knob in space.knobs if knob.name not in free_knobs] if free_knobs else []
+        self.notes = learned.mismatch(space.knobs, objective.metrics) if learned is not None else ""
+        """What the user should know about the prior; empty if it fits."""
         self._history = History(space, objective, rng)
         self._objective = objective
         self._surrogate = Surrogate(self._history, learned)
-        metrics, tasks = len(objective.metrics), len(learned.tasks) if learned is not None else 0
-        self._normals = quasi_normals(_DRAWS, metrics, rng.random(metrics))
-        self._start_normals = rng.standard_normal((_JOINT_DRAWS, tasks + metrics))
-        self._joint_seed = int(rng.integers(2**31))
+        self._drawn: tuple[object, Draws | None] = (None, None)
+        metrics = len(objective.metrics)
+        self._shift = rng.random(metrics)
+        self._seed = int(rng.integers(2**31))
+        # The same normals every time: two proposals, or two moments, then differ by what is believed.
+        most = (_AT_START + _CONTENDERS + _PENDING) * metrics
+        self._normals = np.random.default_rng(self._seed).standard_normal((_DRAWS, most), dtype=np.float32)
 
     def suggest(self) -> Configuration | None:
         """See `Sampler`."""
         free = np.array(self._history.free(), int)
+        if self._bound and len(free):
+            taken = np.unique(np.append(self._history.pending, []).astype(int))
+            everything = self._deployments(np.arange(len(self._history.points)))
+            free = free[~np.isin(everything[free], everything[taken])] if len(taken) else free
         if len(free):
-            point = int(free[int(self._scores()[free].argmax())])
+            point = self._most_promising(free)
         else:
             fresh = self._history.fresh()
             if fresh is None:
@@ -85,99 +129,106 @@ class MorphlingSampler:
 
     def recommend(self) -> Recommendation | None:
         """See `Sampler`."""
-        beliefs, ranked = self._ranked()
-        if not ranked:
+        ranked, draws = self._ranked()
+        if draws is None or not ranked:
             return None
-        best = ranked[0][1]
-        mean, square = 0.0, 0.0
-        for belief in beliefs:
-            values = self._values(belief, np.array([best]))
-            mean, square = mean + belief.weight * values.mean(), square + belief.weight * (values**2).mean()
+        best = int(np.flatnonzero(draws.points == ranked[0])[0])
+        own = draws.values.values[:, best]
+        coin = np.random.default_rng(self._seed + 1).random(draws.works.shape)
+        works = coin < draws.works
+        works[:, best] = True
         return Recommendation(
-            configuration=dict(self._history.points[best]),
-            objective=float(mean),
-            sd=float(np.sqrt(max(square - mean**2, 0.0))),
-            p_near_best=self._p_near_best(best, beliefs),
+            configuration=dict(self._history.points[ranked[0]]),
+            objective=float(own.mean()),
+            sd=float(own.std()),
+            p_near_best=float((own >= _NEAR_BEST * (draws.values.values * works).max(1)).mean()),
         )
 
     def finalists(self, count: int) -> list[Configuration]:
         """See `Sampler`."""
-        beliefs, ranked = self._ranked()
-        chosen = [point for _, point in ranked[:count]]
-        if len(chosen) > 1:
-            points = np.array(chosen)
-            better = sum(
-                b.weight * (v[:, 1:] > v[:, :1]).mean(0) for b in beliefs for v in [self._joint_values(b, points)]
-            )
+        ranked, draws = self._ranked()
+        chosen = ranked[:count]
+        if draws is not None and len(chosen) > 1:
+            first, *others = (draws.values.values[:, draws.points == p][:, 0] for p in chosen)
+            better = [float((other > first).mean()) for other in others]
             chosen = [chosen[0], *(p for p, chance in zip(chosen[1:], better) if chance >= _CLEARLY_WORSE)]
         return [dict(self._history.points[i]) for i in chosen]
 
-    def _scores(self) -> FloatArray:
-        """How promising each point is, shape `(n,)`."""
-        seen = self._history.observations()
-        start = self._surrogate.start()
-        works = self._surrogate.works()
-        if start is not None and not len(seen):
-            columns, pending = self._history.columns(), self._history.pending
-            return expected_share(start, self._start_normals, self._objective, columns, pending) * works
-        if (start is None and len(self._history.used) < _DESIGN) or not len(seen):
-            return self._spread() * works
-        beliefs = self._surrogate.beliefs(pending=True)
-        everywhere = np.arange(len(self._history.points))
-        values = [self._values(belief, everywhere) for belief in beliefs]  # each (S, n)
-        mean = sum(b.weight * v.mean(0) for b, v in zip(beliefs, values))
-        best = max((float(mean[i]) for i in self._history.contenders), default=0.0)
-        score = np.zeros(len(everywhere))
-        for belief, drawn in zip(beliefs, values):
-            gain = expected_improvement(drawn, best) + _TIE * drawn.mean(0)
-            score += belief.weight * gain * belief.works
-        return score
+    def _most_promising(self, free: IntArray) -> int:
+        draws = self._draws()
+        designing = not self._surrogate.informed and len(self._history.used) < _DESIGN
+        if draws is None or designing:
+            return int(free[int(self._spread()[free].argmax())])
+        there = np.isin(draws.points, self._history.pending)
+        works = draws.works.copy()
+        contenders = np.isin(draws.points, self._history.contenders)
+        if contenders.any():
+            incumbent = int(np.flatnonzero(contenders)[int(draws.expected[contenders].argmax())])
+            there[incumbent], works[:, incumbent] = True, 1.0
+        known = np.flatnonzero(there)
+        gains = draws.values.gains(known, works[:, known]) + _TIE * draws.values.shares
+        gains *= draws.works
+        gains[:, ~np.isin(draws.points, free)] = -1.0
+        score = gains.mean(0)
+        if self._bound:
+            together = self._deployments(draws.points)
+            best = np.stack([gains[:, together == d].max(1).mean() for d in range(together.max() + 1)])
+            score = np.where(together == int(best.argmax()), score, -1.0)
+        return int(draws.points[int(score.argmax())])
+
+    def _deployments(self, points: IntArray) -> IntArray:
+        """Number of the deployment that each point belongs to: points that differ in free knobs alone share one."""
+        columns = [np.unique(self._history.columns()[name], return_inverse=True)[1] for name in self._bound]
+        rows = np.stack(columns, axis=1)[points] if columns else np.zeros((len(points), 1), int)
+        return np.asarray(np.unique(rows, axis=0, return_inverse=True)[1]).reshape(-1)
 
     def _spread(self) -> FloatArray:
         """The distance of each point from what was tried; at first, closeness to the middle of the space."""
-        z, used = self._surrogate.z, sorted(self._history.used)
+        z, used, works = self._surrogate.z, sorted(self._history.used), self._surrogate.works()
         if not used:
-            return np.asarray(1.0 / (1.0 + ((z - z.mean(0)) ** 2).sum(1)))
-        return np.asarray(np.sqrt(squared_distances(z, z[used]).min(1)) + _TIE)
+            return np.asarray(works / (1.0 + ((z - z.mean(0)) ** 2).sum(1)))
+        return np.asarray(works * (np.sqrt(squared_distances(z, z[used]).min(1)) + _TIE))
 
-    def _values(self, belief: Belief, points: IntArray) -> FloatArray:
-        """Objective on draws of each point on its own, shape `(S, len(points))`."""
-        posterior = belief.posterior.at(points)
-        columns = {name: values[points] for name, values in self._history.columns().items()}
-        return objective_draws(posterior, self._normals, self._objective, columns)
+    def _draws(self) -> Draws | None:
+        """Draws of what is promising and of what may be recommended; None while there is nothing to go by."""
+        now = (self._history.told, tuple(self._history.pending), len(self._history.points))
+        if self._drawn[0] != now:
+            self._drawn = (now, self._draw())
+        return self._drawn[1]
 
-    def _joint_values(self, belief: Belief, points: IntArray) -> FloatArray:
-        """Objective on joint draws of several points, shape `(S, len(points))`."""
-        mean, covariance = belief.model.joint(self._history.observations(), points)
-        normal = np.random.default_rng(self._joint_seed).standard_normal((_JOINT_DRAWS, len(mean)))
-        logs = (mean + normal @ cholesky(covariance).T).reshape(_JOINT_DRAWS, len(points), -1)  # (S, k, M)
-        draws = {m: np.exp(np.clip(logs[:, :, i], -300, 300)) for i, m in enumerate(self._objective.metrics)}
-        columns = {name: values[points] for name, values in self._history.columns().items()}
-        values = np.asarray(self._objective(columns, draws), float)
-        return np.broadcast_to(values, (_JOINT_DRAWS, len(points)))
+    def _draw(self) -> Draws | None:
+        belief = self._surrogate.belief()
+        if belief is None:
+            return None
+        points = self._promising(belief, _LATER if self._history.told else _AT_START)
+        if not len(points):
+            return None
+        logs, owners = belief.ensemble.joint_draws(points, self._normals[:, : len(points) * len(self._shift)])
+        return Draws(points, Values(logs, self._objective, self._columns(points)), belief.works[owners][:, points])
 
-    def _ranked(self) -> tuple[list[Belief], list[tuple[float, int]]]:
-        """What is believed, and expected objective and point of everything that may be recommended, best first."""
-        contenders = np.array(self._history.contenders, int)
-        if not len(contenders):
-            return [], []
-        beliefs = self._surrogate.beliefs(pending=False)
-        mean = sum(b.weight * self._values(b, contenders).mean(0) for b in beliefs)
-        measured = [self._history.measured_objective(int(i)) for i in contenders]
-        # One whose own measurement breaks a bound is not recommended, however the model may explain it away.
-        ranked = [(float(e), int(p)) for e, p, own in zip(np.atleast_1d(mean), contenders, measured) if own > 0]
-        return beliefs, sorted(ranked, key=lambda v: (-v[0], v[1]))
+    def _promising(self, belief: Belief, count: int) -> IntArray:
+        """Free candidates that may turn out well when each is looked at alone, contenders, and what is measured now."""
+        history = self._history
+        free = np.array(history.free(), int)
+        contenders = sorted(history.contenders, key=lambda p: -history.measured_objective(p))[:_CONTENDERS]
+        if len(free) > count:
+            normals = quasi_normals(max(16, min(64, _SCREEN // len(free))), len(self._shift), self._shift)
+            logs, owners = belief.ensemble.marginal_draws(free, normals)
+            shares = Values(logs, self._objective, self._columns(free)).shares * belief.works[owners][:, free]
+            promise = (shares**3).mean(0)  # what it may be counts for more than what it is on average
+            free = free[np.sort(np.argpartition(-promise, count)[:count])]
+        pending = [p for p in dict.fromkeys(history.pending) if p not in contenders]
+        return np.concatenate([free, np.array([*contenders, *pending[:_PENDING]], int)])
 
-    def _p_near_best(self, point: int, beliefs: list[Belief]) -> float:
-        """Probability that a point is within 5 % of the best that works, among the most promising points."""
-        out = 0.0
-        for belief in beliefs:
-            everywhere = np.arange(len(self._history.points))
-            promise = np.quantile(self._values(belief, everywhere), 0.9, axis=0) * belief.works
-            rivals = np.unique(np.append(np.argsort(-promise, kind="stable")[:_RIVALS], point))
-            values = self._joint_values(belief, rivals)
-            works = np.random.default_rng(self._joint_seed + 1).random(values.shape) < belief.works[rivals]
-            works[:, rivals == point] = True
-            own = values[:, rivals == point][:, 0]
-            out += belief.weight * float((own >= _NEAR_BEST * (values * works).max(1)).mean())
-        return out
+    def _columns(self, points: IntArray) -> dict[str, npt.NDArray[np.generic]]:
+        return {name: values[points] for name, values in self._history.columns().items()}
+
+    def _ranked(self) -> tuple[list[int], Draws | None]:
+        """Everything that may be recommended, the highest expected objective first."""
+        contenders = self._history.contenders
+        draws = self._draws()
+        if draws is None:
+            return [], None
+        expected = dict(zip(map(int, draws.points), draws.expected))
+        ranked = [p for p in contenders if expected.get(p, 0.0) > 0]
+        return sorted(ranked, key=lambda p: (-expected[p], p)), draws
