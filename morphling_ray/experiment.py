@@ -37,6 +37,11 @@ class Experiment:
     )
     searcher: str = _flag("how the next configuration is chosen", default="morphling", metavar="NAME")
     max_trials: int = _flag("trials at most", default=12, metavar="N", kind=int)
+    stop_probability: float | None = _flag(
+        "search no further once the best so far is within 5 %% of the best there is with probability P (default: never)",
+        metavar="P",
+        kind=float,
+    )
     time_budget: float | None = _flag("start no trial after this many seconds", metavar="S", kind=float)
     slo_p99_ms: float = _flag("the SLO: 99 %% of requests answered within X ms", default=100.0, metavar="X", kind=float)
     max_error_rate: float = _flag("the SLO: share of requests that may fail", default=0.01, metavar="F", kind=float)
@@ -60,6 +65,7 @@ class Experiment:
     )
     space: dict[str, list[Any]] | None = None
     constraints: list[str] = field(default_factory=list)
+    descriptors: dict[str, float] = field(default_factory=dict)  # of the model, see `objective.Objective`
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -79,6 +85,10 @@ class Experiment:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} must be above 0 seconds, got {value:g}")
+        if self.stop_probability is not None and not 0 < self.stop_probability < 1:
+            raise InputError(f"stop_probability must lie between 0 and 1, got {self.stop_probability:g}")
+        if not isinstance(self.descriptors, Mapping) or not all(_is_positive(v) for v in self.descriptors.values()):
+            raise InputError(f"descriptors must map names to numbers above 0, got {self.descriptors!r}")
         if self.replay is None and (self.task or self.objective_name):
             raise InputError("--task and --objective-name go with --replay SURFACES_DIR")
         if self.replay is not None and not (self.task and self.objective_name):
@@ -110,6 +120,10 @@ class Experiment:
     def to_dict(self) -> dict[str, Any]:
         """All keys, as an experiment file writes them."""
         return {entry.name: getattr(self, entry.name) for entry in fields(self)}
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
 _KINDS = {int: "a whole number", float: "a number", str: "a text"}

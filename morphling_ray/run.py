@@ -139,6 +139,8 @@ class Run:
             seed=experiment.seed,
             prior=Path(experiment.prior) if experiment.prior else None,
         )
+        if note := getattr(sampler, "notes", ""):
+            self._say(note)
         session = SearchSession(
             plan.space,
             plan.objective,
@@ -148,6 +150,7 @@ class Run:
             clock=time.monotonic,
             confirm=CONFIRMATIONS if self._target.needs_serve else 0,
             initial=plan.initial,
+            stop_probability=experiment.stop_probability,
             give_up_after=3 if self._target.needs_serve else 0,  # infeasible records say nothing of the set-up
         )
         for trial in self._kept:

@@ -147,7 +147,11 @@ class ServeTarget:
             notes = (f"{len(space) - len(held)} of {len(space)} configurations need more than the cluster has",)
             space = SearchSpace(space.knobs, space.constraints, held)
         objective = ServingObjective(
-            self._experiment.objective, self._prices, self._experiment.target_rps, fixed=self._with_fixed({})
+            self._experiment.objective,
+            self._prices,
+            self._experiment.target_rps,
+            fixed=self._with_fixed({}),
+            descriptors=self._experiment.descriptors,
         )
         present = present_configuration(space.knobs, self.facts)
         root_url = f"http://127.0.0.1:{self.http_port}" if self.http_port is not None else None

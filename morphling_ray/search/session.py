@@ -19,6 +19,7 @@ from morphling_ray.measurement import Measurement
 from morphling_ray.objective import Objective
 from morphling_ray.search.history import pinned
 from morphling_ray.search.sampler import Sampler
+from morphling_ray.search.stopping import StoppingRule
 from morphling_ray.space import Configuration, SearchSpace
 
 SEARCH, CONFIRM = "search", "confirm"
@@ -83,6 +84,8 @@ class SearchSession:
         confirm: How many of the trials, the last ones, measure finalists again; none if there are fewer than 5 trials.
         initial: Configurations to try first, for example the present one. They may lie outside the space.
         give_up_after: End the search if so many first trials all fail for one and the same reason; 0: never.
+        stop_probability: Search no further once the sampler deems the best so far within 5 % of the best in the space
+            with this probability (`StoppingRule`); finalists are still confirmed. None: never.
 
     Raises:
         SpaceError: An initial configuration lacks a knob.
@@ -100,6 +103,7 @@ class SearchSession:
         confirm: int,
         initial: Sequence[Configuration] = (),
         give_up_after: int = 3,
+        stop_probability: float | None = None,
     ) -> None:
         names = [knob.name for knob in space.knobs]
         for configuration in initial:
@@ -114,6 +118,8 @@ class SearchSession:
         self._clock = clock
         self._initial = [{name: configuration[name] for name in names} for configuration in initial]
         self._give_up_after = give_up_after
+        self._stopping = StoppingRule(stop_probability)
+        self._sure = False
         self._outstanding: dict[int, Ask] = {}
         self._told: list[tuple[int, str, Measurement]] = []
         self._last_number = 0
@@ -138,6 +144,8 @@ class SearchSession:
         if more and self._deadline is not None and self._clock() >= self._deadline:
             self.stopped_because = "the time budget is used up"
             return False
+        if self._sure and not more:
+            self.stopped_because = f"the search is {self._stopping.probability:.0%} sure to be within 5 % of the best"
         return more
 
     @property
@@ -214,7 +222,8 @@ class SearchSession:
         )
 
     def _searching(self) -> bool:
-        return not self._exhausted and self._plan is None and self._asked < self._search_trials
+        ended = self._exhausted or self._sure or self._plan is not None
+        return not ended and self._asked < self._search_trials
 
     def _confirmations(self) -> list[Configuration]:
         """Finalists still to be measured again; chosen once, when everything else has ended."""
@@ -234,6 +243,10 @@ class SearchSession:
     def _record(self, number: int, stage: str, measurement: Measurement) -> float | None:
         self._told.append((number, stage, measurement))
         self._sampler.observe(measurement.configuration, measurement)
+        if self._stopping.probability is not None and stage == SEARCH:
+            found = self._sampler.recommend()
+            self._stopping.told(found.p_near_best if found is not None else None)
+            self._sure = self._sure or (self._stopping.met and not self._initial)
         first = self._told[: self._give_up_after]
         if 0 < self._give_up_after == len(self._told):
             reasons = {" ".join(m.infeasible_because.split()) for _, _, m in first}

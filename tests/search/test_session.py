@@ -1,6 +1,7 @@
 """What is tried next, on a scripted sampler: no model, so every decision can be foretold."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from morphling_ray.evaluate.replay import SimulatedClock
 from morphling_ray.measurement import Measurement
 from morphling_ray.objective import Prices, ServingObjective
 from morphling_ray.search.random import RandomSampler
+from morphling_ray.search.sampler import Recommendation
 from morphling_ray.search.session import CONFIRM, SEARCH, Ask, SearchSession
 from morphling_ray.space import Configuration, Knob, SearchSpace
 
@@ -204,3 +206,33 @@ def test_a_resumed_session_goes_on_as_if_nothing_had_happened(cut: int) -> None:
     assert [(a.number, a.stage, a.configuration) for a in rest] == [
         (a.number, a.stage, a.configuration) for a in whole[cut:]
     ]
+
+
+class Sure(RandomSampler):
+    """Says after each measurement what a script says."""
+
+    script: tuple[float, ...] = ()
+
+    def recommend(self) -> Recommendation | None:
+        found, count = super().recommend(), self._history.told
+        return found and replace(found, p_near_best=self.script[min(count, len(self.script)) - 1])
+
+
+def test_ends_when_it_stays_sure() -> None:
+    """Fails if one lucky measurement ends the search, it goes on when sure, or finalists are not confirmed then."""
+    sampler = Sure(LINE, PER_DOLLAR, seed=0)
+    sampler.script = (0.5, 0.95, 0.8, 0.91, 0.9, 0.93, 0.2)
+    running = SearchSession(
+        LINE,
+        PER_DOLLAR,
+        sampler,
+        max_trials=12,
+        time_budget_s=None,
+        clock=lambda: 0.0,
+        confirm=2,
+        stop_probability=0.9,
+    )
+    asks = finish(running)
+    assert [a.stage for a in asks[:6]] == [SEARCH] * 6
+    assert {a.stage for a in asks[6:]} == {CONFIRM}
+    assert "90% sure" in running.stopped_because
