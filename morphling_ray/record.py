@@ -91,6 +91,7 @@ def _record(arguments: argparse.Namespace, argv: list[str]) -> None:
             evaluator = OnlineEvaluator(**plan.arguments)
             say = _teller(console.stderr, f"{task}: ", len(rounds))
             meta = {"family": arguments.family or task, "slo_p99_ms": experiment.slo_p99_ms, "command": argv}
+            meta["descriptors"] = experiment.descriptors
             measure_missing(raw, rounds, evaluator.measure, say, meta)
             best = _fewest_restarts(best_of(raw, plan.objective)[: arguments.finalists])
             finals: list[tuple[Configuration, int | str]] = [
@@ -220,7 +221,8 @@ def write_surfaces(folder: Path) -> None:
         space = SearchSpace(knobs, configurations=[c[0]["configuration"] for c in cells.values()])
         feasible = np.array([2 * sum(bool(line["metrics"]) for line in c) >= len(c) for c in cells.values()])
         metrics = {m: np.where(feasible, levels(list(cells.values()), m), np.nan) for m in METRICS}
-        surfaces[task] = Surface(task, lines[0]["family"], space, metrics, feasible)
+        constants = {str(k): float(v) for k, v in lines[0].get("descriptors", {}).items()}
+        surfaces[task] = Surface(task, lines[0]["family"], space, metrics, feasible, constants)
     first = every[0]
     prices = Prices.load()
     dates = sorted({line["date"] for line in every})

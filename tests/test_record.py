@@ -11,7 +11,7 @@ from morphling_ray.record import levels, measure_missing, read_raw, write_surfac
 from morphling_ray.space import Configuration
 from morphling_ray.surface import load_surfaces
 
-META: dict[str, Any] = {"family": "made-up", "slo_p99_ms": 100.0, "command": ["--app", "a:b"]}
+META: dict[str, Any] = {"family": "made-up", "slo_p99_ms": 100.0, "command": ["--app", "a:b"], "descriptors": {"parameters": 25e6}}
 GRID: list[Configuration] = [{"cpu_cores": c, "max_batch_size": b} for c in (1, 2) for b in (1, 8)]
 
 
@@ -52,6 +52,7 @@ def test_a_recording_goes_on_where_it_stopped_and_becomes_a_surface(tmp_path: Pa
     surfaces = load_surfaces(tmp_path)
     surface = surfaces.task("task")
     assert surface.family == "made-up"
+    assert surface.constants == {"parameters": 25e6}
     assert len(surface.space) == 4
     assert surface.feasible.sum() == 3
     objective = surfaces.objective("rps_per_dollar", "task")
