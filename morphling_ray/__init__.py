@@ -20,15 +20,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from morphling_ray.measurement import Measurement, Probe, Trial, Verdict
-    from morphling_ray.objective import Prices, Slo
+    from morphling_ray.objective import ExpressionObjective, Prices, Slo
+    from morphling_ray.search.tune_searcher import MorphlingSearcher
     from morphling_ray.space import Knob, SearchSpace
     from morphling_ray.surface import Surface, load_surfaces
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ExpressionObjective",
     "Knob",
     "Measurement",
+    "MorphlingSearcher",
     "Prices",
     "Probe",
     "SearchSpace",
@@ -41,8 +44,10 @@ __all__ = [
 ]
 
 _MODULE_OF = {
+    "ExpressionObjective": "objective",
     "Knob": "space",
     "Measurement": "measurement",
+    "MorphlingSearcher": "search.tune_searcher",
     "Prices": "objective",
     "Probe": "measurement",
     "SearchSpace": "space",

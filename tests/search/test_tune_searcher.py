@@ -1,7 +1,7 @@
 """The searcher for ordinary trainables: against the class alone, and once in a real Tune run."""
 
-import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -179,22 +179,19 @@ def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
         MorphlingSearcher(SearchSpace([Knob("x", (1, 2))]), **arguments)
 
 
+README = Path(__file__).parents[2] / "README.md"
 PROGRAM = """
-from ray import tune
-from morphling_ray.search.tune_searcher import MorphlingSearcher
-
-def trainable(config):
+def fragile(config):
     if config["batch"] == 64:
         raise MemoryError("too large")
     tune.report({"rps": config["batch"] / (1 + 0.02 * config["batch"] ** 2) * config["cores"] ** 0.5 * config["gain"]})
 
-space = {"batch": [1, 2, 4, 8, 16, 32, 64], "cores": [1, 2, 4]}
 search = MorphlingSearcher(space, metric="rps", seed=1)
 tuner = tune.Tuner(
-    tune.with_resources(trainable, {"cpu": 0.1}),
+    tune.with_resources(fragile, {"cpu": 0.1}),
     param_space={"gain": 3.0},
     tune_config=tune.TuneConfig(search_alg=search, num_samples=8, max_concurrent_trials=2, reuse_actors=True),
-    run_config=tune.RunConfig(storage_path=STORAGE, name="run", verbose=0),
+    run_config=tune.RunConfig(name="run", verbose=0),
 )
 results = tuner.fit()
 best = results.get_best_result("rps", "max").config
@@ -205,14 +202,17 @@ print(best["batch"], best["cores"], len(results))
 @pytest.mark.serve
 @pytest.mark.timeout(240)
 def test_under_a_real_tuner(tmp_path: Path) -> None:
-    """Fails if Tune cannot drive it: on an ordinary function, two trials at once, one that dies, a constant beside."""
+    """Fails if Tune cannot drive it: as in the README; then two trials at once, one that dies, a constant beside."""
+    blocks = [b for b in re.findall(r"```python\n(.*?)```", README.read_text(), re.S) if "MorphlingSearcher" in b]
     done = subprocess.run(
-        [sys.executable, "-c", f"STORAGE = {json.dumps(str(tmp_path))}\n{PROGRAM}"],
-        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": "local"},
+        [sys.executable, "-c", f"{blocks[0]}\n{PROGRAM}"],
+        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": "local", "HOME": str(tmp_path)},
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=230,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "{'batch': 8, 'cores': 4}" in done.stdout
     assert done.stdout.strip().splitlines()[-1] == "8 4 8"
