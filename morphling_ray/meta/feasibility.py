@@ -22,7 +22,8 @@ _SCORE = 2.0  # what an outcome says
 _SCORE_SD = 2.0  # of the score around what p0 says
 _NOISE_SD = 0.7  # of one outcome: a trial may fail by accident
 _PROBIT = 1.7
-_CLIP = 0.01
+_CLIP = 0.01  # of what is believed before, and of one outcome's evidence
+_LEAST = 1e-6  # of what is believed after: among configurations that hardly work, the likeliest must be known
 
 
 def p_feasible(before: FloatArray, place: FloatArray, points: Sequence[int], works: Sequence[bool]) -> FloatArray:
@@ -56,6 +57,7 @@ def log_evidence(before: FloatArray, place: FloatArray, points: Sequence[int], w
     surprise = np.linalg.solve(factor, _scores(works) - start)  # each outcome less its prediction, in predicted sds
     sd = np.diag(factor)
     p = _probability(_scores(works) - sd * surprise, np.maximum(sd**2 - _NOISE_SD**2, 0.0))
+    p = np.clip(p, _CLIP, 1.0 - _CLIP)
     return float(np.log(np.where(works, p, 1.0 - p)).sum())
 
 
@@ -72,4 +74,4 @@ def _probability(mean: FloatArray, variance: FloatArray) -> FloatArray:
     # Where nothing near is known the score is as vague as at the start, and p0 stands: hence the ratio of the two.
     widened = np.sqrt((1.0 + variance) / (1.0 + _SCORE_SD**2))
     p = 1.0 / (1.0 + np.exp(-_PROBIT * mean / np.maximum(widened, 0.5)))
-    return np.asarray(np.clip(p, _CLIP, 1.0 - _CLIP))
+    return np.asarray(np.clip(p, _LEAST, 1.0 - _LEAST))

@@ -51,6 +51,7 @@ MIXTURES = 600  # of two earlier tasks each
 _BEYOND = 0.3  # how far a mixture may lie outside the two, as a share of their difference
 _ENOUGH = 3  # tasks that show how tasks differ; fewer show a mean alone
 _FEASIBLE_PRIOR = (1.9, 0.1)  # works / fails: what is believed where no earlier task was measured
+NEIGHBOURHOOD = 0.7  # within which outcomes tell of one another, at most: a metric may be smooth, failure never is
 _EDGE = 0.15  # length scale of earlier outcomes, in ranges of a knob: failure begins at one value, not gradually
 _ARRAYS = (("centres", 2), ("alpha", 3), ("taught", 2), ("smooth_lengths", 1), ("correlation", 2), ("outcomes", 2))
 
@@ -182,7 +183,7 @@ class Prior:
 
     def neighbourhood(self, configurations: Sequence[Configuration], knobs: Sequence[Knob]) -> FloatArray:
         """Candidates in units of length scales, shape `(n, d + e)`: by what outcomes of neighbours are weighed."""
-        z = self.encoding.encode(configurations) / self.smooth_lengths
+        z = self.encoding.encode(configurations) / np.minimum(self.smooth_lengths, NEIGHBOURHOOD)
         return np.hstack([z, self.encoding.unseen(knobs).encode(configurations) / UNSEEN_LENGTH])
 
     def save(self, path: Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module, resources, util
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,12 @@ class Method:
     @property
     def installed(self) -> bool:
         """Whether everything that it needs can be imported."""
-        return all(util.find_spec(package) is not None for package in self.needs)
+        return not self.missing
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Those of `needs` that cannot be imported."""
+        return tuple(package for package in self.needs if util.find_spec(package) is None)
 
     def learned(self, tasks: "Sequence[TrainingTask]", objective: Objective, seed: int) -> Any:
         """What it takes from earlier tasks; None if that is nothing, or there are none."""
@@ -48,10 +54,33 @@ class Method:
             return None
         return getattr(self._import(), self.learn)(tasks, objective, seed)
 
-    def make(self, space: SearchSpace, objective: Objective, *, seed: int, learned: Any = None) -> Sampler:
-        """A sampler; equal seeds and measurements give equal proposals."""
+    @property
+    def takes_free_knobs(self) -> bool:
+        """Whether its class has the keyword `free_knobs`."""
+        return "free_knobs" in signature(getattr(self._import(), self.sampler)).parameters
+
+    def make(
+        self,
+        space: SearchSpace,
+        objective: Objective,
+        *,
+        seed: int,
+        learned: Any = None,
+        free_knobs: tuple[str, ...] = (),
+    ) -> Sampler:
+        """A sampler; equal seeds and measurements give equal proposals.
+
+        Args:
+            space: The candidates.
+            objective: What to maximise.
+            seed: Of the sampler.
+            learned: What `learned` returned.
+            free_knobs: Knobs whose every value is observed with each configuration that is measured; passed on to
+                classes that take them, all others are just told more.
+        """
+        told = {"free_knobs": free_knobs} if free_knobs and self.takes_free_knobs else {}
         sampler: Sampler = getattr(self._import(), self.sampler)(
-            space, objective, seed=seed, learned=learned, **(self.options or {})
+            space, objective, seed=seed, learned=learned, **(self.options or {}), **told
         )
         return sampler
 
@@ -63,6 +92,30 @@ SEARCHERS: Mapping[str, Method] = {
     "morphling": Method(module="morphling", sampler="MorphlingSampler", learn="learn"),
     "gp": Method(module="morphling", sampler="MorphlingSampler"),
     "random": Method(module="random", sampler="RandomSampler"),
+    "grid": Method(module="grid", sampler="GridSampler"),
+    "portfolio": Method(module="portfolio", sampler="PortfolioSampler", learn="learn"),
+    "portfolio+gp": Method(module="portfolio_gp", sampler="PortfolioGpSampler", learn="learn"),
+    "hill-climb": Method(module="hill_climb", sampler="HillClimbSampler"),
+    "optuna-tpe": Method(module="optuna_search", sampler="OptunaSampler", needs=("optuna",)),
+    "optuna-gp": Method(
+        module="optuna_search",
+        sampler="OptunaSampler",
+        options={"algorithm": "GPSampler"},
+        needs=("optuna", "scipy", "torch"),
+    ),
+    "botorch": Method(module="botorch_search", sampler="BotorchSampler", needs=("botorch",)),
+    "bo": Method(module="bo", sampler="BoSampler", needs=("sklearn",)),
+    "maml": Method(module="maml", sampler="MamlSampler", learn="learn"),
+    "ernest": Method(module="maml", sampler="ErnestSampler"),
+    "finetune": Method(module="maml", sampler="FinetuneSampler", learn="pretrain"),
+    "vizier": Method(module="vizier_search", sampler="VizierSampler", needs=("vizier", "jax", "equinox")),
+    "vizier-transfer": Method(
+        module="vizier_search",
+        sampler="VizierSampler",
+        learn="learn",
+        options={"transfer": True},
+        needs=("vizier", "jax", "equinox"),
+    ),
 }
 
 
@@ -107,9 +160,8 @@ def check_searcher(name: str, prior: Path | None = None) -> None:
     """
     if name not in SEARCHERS:
         raise InputError(f"unknown searcher {name!r}; choose {', '.join(SEARCHERS)}")
-    if not SEARCHERS[name].installed:
-        needed = ", ".join(SEARCHERS[name].needs)
-        raise InputError(f"searcher {name} needs {needed}: pip install 'morphling-ray[baselines]'")
+    if missing := SEARCHERS[name].missing:
+        raise InputError(f"searcher {name} needs {', '.join(missing)}: pip install 'morphling-ray[baselines]'")
     if prior is not None and not prior.is_file():
         raise InputError(f"prior {prior} does not exist; make one with python -m morphling_ray.train")
     if prior is not None:

@@ -19,10 +19,7 @@ from morphling_ray.search.grid import GridSampler
 from morphling_ray.search.levels import FloatArray
 from morphling_ray.space import SearchSpace
 
-_CORNERS = 8
 _RESTARTS = 2  # of the search for hyper-parameters, beside the one from the start values
-# Which of three signs a knob follows: the first three freely, the next four their products (a 2^(7-4) design).
-_FACTORS = (1, 2, 4, 3, 5, 6, 7)
 
 
 class BoSampler(GridSampler):
@@ -54,20 +51,8 @@ class BoSampler(GridSampler):
         self._weight = weight
         self._encoding = Encoding.of_space(space.knobs)
         self._z = self._encoding.encode(self._history.points)  # (n, columns)
-        self._design = self._corners() if corners else []
+        self._design = self._levels.corners(self._table) if corners else []
         self._begin = len(space.knobs) + 1
-
-    def _corners(self) -> list[int]:
-        """The candidates nearest to the corners, each once."""
-        ordinal = np.flatnonzero(~self._levels.categorical & (self._levels.sizes > 1))
-        out: list[int] = []
-        for run in range(_CORNERS):
-            corner = np.zeros(len(self._levels.sizes))
-            for k, knob in enumerate(ordinal):
-                high = (run & _FACTORS[k % len(_FACTORS)]).bit_count() % 2 == 1
-                corner[knob] = self._levels.sizes[knob] - 1.0 if high else 0.0
-            out.append(self._levels.nearest(self._table, corner, range(len(self._table))))
-        return list(dict.fromkeys(out))
 
     def _choose(self, free: Sequence[int]) -> int:
         untried = set(free)

@@ -13,6 +13,10 @@ from morphling_ray.space import Configuration, Knob, Value
 
 FloatArray = npt.NDArray[np.float64]
 
+_CORNERS = 8
+# Which of three signs a knob follows: the first three freely, the next four their products (a 2^(7-4) design).
+_FACTORS = (1, 2, 4, 3, 5, 6, 7)
+
 
 class Levels:
     """The lists of values of some knobs.
@@ -60,6 +64,25 @@ class Levels:
         rows = np.asarray(candidates, int)
         squared = (self.steps(levels[rows], target) ** 2).sum(1)
         return int(rows[int(squared.argmin())])
+
+    def corners(self, levels: FloatArray) -> list[int]:
+        """The candidates nearest to the Morphling paper's 8 corners, each once.
+
+        Each ordinal knob is at its lowest or highest value, categorical ones at their first. With up to three ordinal
+        knobs these are all corners there are; beyond, a fractional factorial design.
+
+        Args:
+            levels: Of all candidates, shape `(n, d)`.
+        """
+        ordinal = np.flatnonzero(~self.categorical & (self.sizes > 1))
+        out: list[int] = []
+        for run in range(_CORNERS):
+            corner = np.zeros(len(self.sizes))
+            for k, knob in enumerate(ordinal):
+                high = (run & _FACTORS[k % len(_FACTORS)]).bit_count() % 2 == 1
+                corner[knob] = self.sizes[knob] - 1.0 if high else 0.0
+            out.append(self.nearest(levels, corner, range(len(levels))))
+        return list(dict.fromkeys(out))
 
     def spread(self, levels: FloatArray, number: int, candidates: Sequence[int]) -> int:
         """The candidate nearest to one point of a sequence of which every part is evenly spread over the grid.

@@ -31,6 +31,14 @@ def test_evidence_is_the_product_of_predictions() -> None:
     expected = 0.0
     for i, (point, ok) in enumerate(zip(points, works)):
         p = p_feasible(BEFORE, PLACE, points[:i], works[:i])[point]
-        expected += np.log(p if ok else 1 - p)
+        expected += np.log(np.clip(p if ok else 1 - p, 0.01, 0.99))
     assert log_evidence(BEFORE, PLACE, points, works) == pytest.approx(expected)
     assert log_evidence(BEFORE, PLACE, [], []) == 0.0
+
+
+def test_among_failures_the_likeliest_is_known() -> None:
+    """Fails if a floor makes all that hardly works alike: a search would then stay where it began."""
+    got = p_feasible(np.full(31, 0.9), PLACE, list(range(20, 31)), [False] * 11)
+    assert got[0] > got[10] > got[18] > got[22]
+    sure = p_feasible(np.full(31, 0.9), np.zeros((31, 1)), [1, 2, 3, 4], [False] * 4)
+    assert 0 < sure.max() < 0.05

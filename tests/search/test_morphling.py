@@ -239,3 +239,17 @@ def test_failures_are_kept_away_from() -> None:
     best = sampler.recommend()
     assert best is not None
     assert best.configuration == {"x": 5, "k": 4}
+
+
+def test_leaves_a_value_that_never_works() -> None:
+    """Fails if a search stays at the value that earlier tasks were fastest with, though it fails time and again."""
+    sampler, batches = MorphlingSampler(SPACE, OBJECTIVE, seed=0, learned=prior()), []
+    for _ in range(6):
+        configuration = sampler.suggest()
+        assert configuration is not None
+        batches.append(int(configuration["batch"]))
+        measurement = Task(20).measure(configuration)
+        if batches[-1] > 1:
+            measurement = Measurement(configuration=configuration, infeasible_because="out of memory")
+        sampler.observe(configuration, measurement)
+    assert 1 in batches
