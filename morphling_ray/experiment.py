@@ -38,7 +38,7 @@ class Experiment:
     searcher: str = _flag("how the next configuration is chosen", default="morphling", metavar="NAME")
     max_trials: int = _flag("trials at most", default=12, metavar="N", kind=int)
     stop_probability: float | None = _flag(
-        "search no further once the best so far is within 5 %% of the best there is with probability P (default: never)",
+        "end the search once it stays sure, with probability P, to be within 5 %% of the best (default: never)",
         metavar="P",
         kind=float,
     )

@@ -11,7 +11,10 @@ from morphling_ray.record import levels, measure_missing, read_raw, write_surfac
 from morphling_ray.space import Configuration
 from morphling_ray.surface import load_surfaces
 
-META: dict[str, Any] = {"family": "made-up", "slo_p99_ms": 100.0, "command": ["--app", "a:b"], "descriptors": {"parameters": 25e6}}
+META: dict[str, Any] = {
+    **{"family": "made-up", "slo_p99_ms": 100.0, "command": ["--app", "a:b"]},
+    "descriptors": {"parameters": 25e6},
+}
 GRID: list[Configuration] = [{"cpu_cores": c, "max_batch_size": b} for c in (1, 2) for b in (1, 8)]
 
 

@@ -10,6 +10,7 @@ Everything is closed form (Rasmussen & Williams 2006, Eq. 2.22-2.24); no gradien
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +49,12 @@ class Observations:
 
     def __len__(self) -> int:
         return len(self.point)
+
+    @cached_property
+    def distinct(self) -> tuple[IntArray, IntArray]:
+        """The candidates, each once, and which of these each entry is of."""
+        at, row = np.unique(self.point, return_inverse=True)
+        return at, row
 
 
 @dataclass(frozen=True)
@@ -125,12 +132,12 @@ class Covariance:
 
     def between(self, obs: Observations, points: IntArray) -> FloatArray:
         """Covariance of observed values with all metrics at k points, shape `(N, k, M)`."""
-        at, row = np.unique(obs.point, return_inverse=True)
+        at, row = obs.distinct
         return np.asarray(self.cross(at, points)[obs.metric, row].transpose(0, 2, 1))
 
     def gram(self, obs: Observations) -> FloatArray:
         """Covariance of observed values with one another, noise included, shape `(N, N)`."""
-        at, row = np.unique(obs.point, return_inverse=True)
+        at, row = obs.distinct
         out = self.cross(at, at)[obs.metric[:, None], row[:, None], obs.metric[None, :], row[None, :]]
         out[np.diag_indices(len(obs))] += obs.variance
         return np.asarray(out)
