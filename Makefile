@@ -8,7 +8,7 @@ SOURCES := morphling_ray tests $(patsubst %/,%,$(sort $(dir $(wildcard experimen
 # Every path below is relative, so that a checkout in a folder with spaces works. The stamps are made last: an install
 # that was cut short is done again.
 .DELETE_ON_ERROR:
-.PHONY: help tune test lint surfaces prior clean
+.PHONY: help tune test lint compare surfaces prior clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
@@ -23,6 +23,9 @@ lint: $(VENV)/installed-dev  ## Check style and types
 	@$(BIN)/python -m ruff check $(SOURCES)
 	@$(BIN)/python -m ruff format --check $(SOURCES)
 	@$(BIN)/python -m mypy --strict $(SOURCES)
+
+compare: $(VENV)/installed-dev  ## Compare searchers on recorded surfaces; ARGS="--surfaces DIR --objective NAME ..."
+	@$(BIN)/python experiments/compare.py $(ARGS)
 
 surfaces: $(VENV)/installed  ## Record the surfaces that come with the project again (an hour on a quiet machine)
 	@$(BIN)/python -m experiments.record_surfaces

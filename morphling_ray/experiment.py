@@ -35,7 +35,11 @@ class Experiment:
         "what one request sends: a JSON file, or a function that returns it (default: the module's own `request`)",
         metavar="FILE.json|MODULE:FUNCTION",
     )
-    searcher: str = _flag("how the next configuration is chosen", default="morphling", metavar="NAME")
+    searcher: str = _flag(
+        "how the next configuration is chosen: morphling, gp, random, ..., all in the README",
+        default="morphling",
+        metavar="NAME",
+    )
     max_trials: int = _flag("trials at most", default=12, metavar="N", kind=int)
     stop_probability: float | None = _flag(
         "end the search once it stays sure, with probability P, to be within 5 %% of the best (default: never)",

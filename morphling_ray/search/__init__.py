@@ -161,7 +161,7 @@ def check_searcher(name: str, prior: Path | None = None) -> None:
     if name not in SEARCHERS:
         raise InputError(f"unknown searcher {name!r}; choose {', '.join(SEARCHERS)}")
     if missing := SEARCHERS[name].missing:
-        raise InputError(f"searcher {name} needs {', '.join(missing)}: pip install 'morphling-ray[baselines]'")
+        raise InputError(f"searcher {name} needs {', '.join(missing)}; the extra [baselines] of this package has it")
     if prior is not None and not prior.is_file():
         raise InputError(f"prior {prior} does not exist; make one with python -m morphling_ray.train")
     if prior is not None:

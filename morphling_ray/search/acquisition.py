@@ -65,7 +65,8 @@ class Values:
         self.nearness = np.zeros((0, logs.shape[1]))  # of each draw in which nothing does
         if not self.keeps.all():
             broken = {name: values[~self.keeps] for name, values in metrics.items()}
-            slack = np.broadcast_to(np.asarray(objective.slack(columns, broken), float), broken_shape(broken, logs))
+            shape = (int((~self.keeps).sum()), logs.shape[1])
+            slack = np.broadcast_to(np.asarray(objective.slack(columns, broken), float), shape)
             excess = np.log1p(np.maximum(-np.nan_to_num(slack, nan=0.0), 0.0))
             self.nearness = np.exp((excess.min(1, keepdims=True) - excess) / _NEAR_BOUND)
 
@@ -89,9 +90,3 @@ class Values:
             there = (out[:, known] * works).max(1, keepdims=True)
             out = np.maximum(out - there * self.keeps[:, None], 0.0)
         return out
-
-
-def broken_shape(metrics: Mapping[str, FloatArray], logs: AnyFloats) -> tuple[int, int]:
-    """Shape of some of the draws."""
-    rows = next((len(values) for values in metrics.values()), 0)
-    return rows, logs.shape[1]
