@@ -37,13 +37,11 @@ robust() {
 }
 
 libraries() {
-    for objective in cost50 cost25; do
-        compare $(rapp $objective) --searchers $libraries,$paper --seeds 1 --json "$out/rapp-dev-$objective-1-seed.json"
-    done
+    compare $(rapp) --searchers morphling,$libraries,$paper --seeds 1 --json "$out/rapp-dev-cost50-1-seed.json"
 }
 
 vizier() {
-    compare $(rapp) --searchers vizier,vizier-transfer --seeds 1 --subset 6 --json "$out/rapp-dev-cost50-6-tasks.json"
+    compare $(rapp) --searchers morphling,vizier,vizier-transfer --seeds 1 --subset 6 --json "$out/rapp-dev-cost50-6-tasks.json"
 }
 
 for part in ${PARTS:-main robust libraries vizier}; do $part; done

@@ -91,8 +91,7 @@ class Experiment:
                 raise InputError(f"{name} must be above 0 seconds, got {value:g}")
         if self.stop_probability is not None and not 0 < self.stop_probability < 1:
             raise InputError(f"stop_probability must lie between 0 and 1, got {self.stop_probability:g}")
-        if not isinstance(self.descriptors, Mapping) or not all(_is_positive(v) for v in self.descriptors.values()):
-            raise InputError(f"descriptors must map names to numbers above 0, got {self.descriptors!r}")
+        object.__setattr__(self, "descriptors", _positive_numbers("descriptors", self.descriptors))
         if self.replay is None and (self.task or self.objective_name):
             raise InputError("--task and --objective-name go with --replay SURFACES_DIR")
         if self.replay is not None and not (self.task and self.objective_name):
@@ -126,8 +125,14 @@ class Experiment:
         return {entry.name: getattr(self, entry.name) for entry in fields(self)}
 
 
-def _is_positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
+def _positive_numbers(name: str, given: Any) -> dict[str, float]:
+    try:
+        numbers = {str(key): float(value) for key, value in given.items()}  # YAML takes 25e6 for a text
+    except (AttributeError, TypeError, ValueError):
+        numbers = {"": 0.0}
+    if not all(0 < number < float("inf") for number in numbers.values()):
+        raise InputError(f"{name} must map names to numbers above 0, got {given!r}")
+    return numbers
 
 
 _KINDS = {int: "a whole number", float: "a number", str: "a text"}

@@ -112,15 +112,19 @@ class Prior:
         known = [d for d in known if descriptors[d] > 0 and self.earlier]
         return np.array([[np.log(t.constants[d] / descriptors[d]) for d in known] for t in self.earlier])
 
+    def knows(self, knobs: Sequence[Knob], metrics: Sequence[str]) -> bool:
+        """Whether it can say anything of a search: at least one of its knobs, and one of its metrics, is there."""
+        return bool({k.name for k in knobs} & {code.name for code in self.encoding.codes}) and bool(
+            set(metrics) & set(self.metrics)
+        )
+
     def mismatch(self, knobs: Sequence[Knob], metrics: Sequence[str]) -> str:
         """What of a search the prior never saw, in one sentence; empty if it knows all of it."""
+        if not self.knows(knobs, metrics):
+            known = ", ".join(code.name for code in self.encoding.codes), ", ".join(self.metrics)
+            return f"the prior does not match and is left out: it knows the knobs {known[0]} and the metrics {known[1]}"
         fresh = [*self.encoding.beyond(knobs), *(f"the metric {m}" for m in metrics if m not in self.metrics)]
-        if not fresh:
-            return ""
-        known = ", ".join(code.name for code in self.encoding.codes)
-        if not {k.name for k in knobs} & {code.name for code in self.encoding.codes}:
-            return f"the prior does not match: it knows {known}, and none of these is a knob here"
-        return f"the prior never saw {'; '.join(fresh)}: this part is learned from the trials alone"
+        return f"the prior never saw {'; '.join(fresh)}: this part is learned from the trials alone" if fresh else ""
 
     def of_tasks(self, which: Sequence[int]) -> "Prior":
         """The same with some of the tasks only; smoothing and spreads stay as they were learned from all."""

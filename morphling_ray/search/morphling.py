@@ -91,6 +91,8 @@ class MorphlingSampler:
         self._bound = [knob.name for knob in space.knobs if knob.name not in free_knobs] if free_knobs else []
         self.notes = learned.mismatch(space.knobs, objective.metrics) if learned is not None else ""
         """What the user should know about the prior; empty if it fits."""
+        if learned is not None and not learned.knows(space.knobs, objective.metrics):
+            learned = None
         self._history = History(space, objective, rng)
         self._objective = objective
         self._surrogate = Surrogate(self._history, learned)

@@ -175,7 +175,8 @@ def test_says_where_a_space_does_not_match() -> None:
     said = prior().mismatch(knobs, ["rps", "watts"])
     for new in ("batch 512", "the knob threads", "build new", "the metric watts"):
         assert new in said
-    assert "does not match" in prior().mismatch([Knob("other", (1, 2))], ["rps"])
+    assert "left out: it knows the knobs batch, cores, build" in prior().mismatch([Knob("other", (1, 2))], ["rps"])
+    assert "and the metrics latency_ms, rps" in prior().mismatch(KNOBS, ["watts"])
 
 
 def test_near_descriptors_make_tasks_likelier() -> None:
