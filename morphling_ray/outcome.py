@@ -14,7 +14,7 @@ from morphling_ray.environment import environment
 from morphling_ray.experiment import Experiment
 from morphling_ray.measurement import Measurement, Probe, Trial, Verdict
 from morphling_ray.objective import ServingObjective
-from morphling_ray.search import bundled_prior
+from morphling_ray.search import SEARCHERS, bundled_prior
 from morphling_ray.space import Configuration
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def recommendation(
         "probability_within_5_percent": None,
         "stopped_because": "interrupted" if interrupted else (session.stopped_because if session is not None else ""),
         "reason": "",
-        "notes": list(plan.notes) if plan is not None else [],
+        "notes": [*(plan.notes if plan is not None else ()), *(session.notes if session is not None else ())],
         "environment": environment(command),
         "timings_s": _timings(trials, starting_s, seconds),
     }
@@ -102,8 +102,9 @@ def recommendation(
 
 
 def _prior(experiment: Experiment) -> str | None:
-    """Where the searcher's prior came from."""
-    if experiment.prior is not None or experiment.searcher != "morphling":
+    """Where the searcher's prior came from; None where it takes none."""
+    method = SEARCHERS.get(experiment.searcher)
+    if method is None or method.learn is None or experiment.prior is not None:
         return experiment.prior
     return "bundled with the package" if bundled_prior() is not None else None
 

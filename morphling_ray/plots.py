@@ -126,7 +126,7 @@ def knobs(summary: Summary) -> str:
             for position, value in enumerate(values[knob]):
                 tried = [t for t in summary.trials if t.configuration.get(knob) == value]
                 found = [v for t in tried if (v := summary.value(t)) is not None]
-                labels.append(f"{setting(value)}\n{len(found)} of {len(tried)}")
+                labels.append(f"{setting(value)}\n{len(found)}/{len(tried)}")
                 if found:
                     recommended = (summary.configuration or {}).get(knob) == value
                     axes.bar(

@@ -26,7 +26,7 @@ _LATENCY = (
     "SLO. In an INVALID window the load driver was the limit, so it counts neither way."
 )
 _KNOBS = (
-    "The best objective found with each value, and how many of its trials reached one (3 of 4). The other knobs "
+    "The best objective found with each value, and how many of its trials reached one (3/4). The other knobs "
     "differ between the bars, so this shows where good configurations were found, not the effect of one knob alone."
 )
 _COST = (

@@ -139,8 +139,6 @@ class Run:
             seed=experiment.seed,
             prior=Path(experiment.prior) if experiment.prior else None,
         )
-        if note := getattr(sampler, "notes", ""):
-            self._say(note)
         session = SearchSession(
             plan.space,
             plan.objective,
@@ -153,6 +151,8 @@ class Run:
             stop_probability=experiment.stop_probability,
             give_up_after=3 if self._target.needs_serve else 0,  # infeasible records say nothing of the set-up
         )
+        for note in session.notes:
+            self._say(note)
         for trial in self._kept:
             session.replay(trial.number, trial.stage, trial.measurement)
             if self._show is not None:

@@ -149,6 +149,12 @@ class SearchSession:
         return more
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know about the sampler."""
+        note = getattr(self._sampler, "notes", "")
+        return (note,) if note else ()
+
+    @property
     def outstanding(self) -> tuple[Ask, ...]:
         """What is being measured."""
         return tuple(self._outstanding.values())

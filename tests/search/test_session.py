@@ -5,12 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from synthetic import OBJECTIVE, SPACE
+from synthetic import OBJECTIVE, SPACE, prior
 
 from morphling_ray.errors import SpaceError
 from morphling_ray.evaluate.replay import SimulatedClock
 from morphling_ray.measurement import Measurement
 from morphling_ray.objective import Prices, ServingObjective
+from morphling_ray.search.morphling import MorphlingSampler
 from morphling_ray.search.random import RandomSampler
 from morphling_ray.search.sampler import Recommendation
 from morphling_ray.search.session import CONFIRM, SEARCH, Ask, SearchSession
@@ -236,3 +237,11 @@ def test_ends_when_it_stays_sure() -> None:
     assert [a.stage for a in asks[:6]] == [SEARCH] * 6
     assert {a.stage for a in asks[6:]} == {CONFIRM}
     assert "90% sure" in running.stopped_because
+
+
+def test_says_what_the_sampler_has_to_say() -> None:
+    """Fails if what the user should know of the prior is lost on its way."""
+    assert session().notes == ()
+    known = MorphlingSampler(LINE, PER_DOLLAR, seed=0, learned=prior())
+    running = SearchSession(LINE, PER_DOLLAR, known, max_trials=3, time_budget_s=None, clock=lambda: 0.0, confirm=0)
+    assert "left out" in running.notes[0]
