@@ -159,7 +159,7 @@ class MorphlingSampler:
     def _most_promising(self, free: IntArray) -> int:
         draws = self._draws()
         designing = not self._surrogate.informed and len(self._history.used) < _DESIGN
-        if draws is None or designing:
+        if draws is None or designing or not np.isin(draws.points, free).any():
             return int(free[int(self._spread()[free].argmax())])
         there = np.isin(draws.points, self._history.pending)
         works = draws.works.copy()
