@@ -8,7 +8,7 @@ prints how often).
 
 from collections.abc import Sequence
 
-PATIENCE = 3  # measurements in a row
+PATIENCE = 4  # measurements in a row
 
 
 class StoppingRule:

@@ -141,14 +141,14 @@ def test_the_bootstrap_weighs_runs_of_unequal_tasks() -> None:
 def test_calibration_by_hand() -> None:
     """Fails if a recommendation is judged at another sample than where the search stops, or None stops or drops it."""
     runs = [
-        run([0.1, 0.1, 0.1, 0.8, 0.1], sure=[None, 0.95, 0.9, 0.91, 0.2]),  # stops at 4, right
-        run([0.8, 0.8, 0.8, 0.8, 0.1], sure=[0.1, 0.89, 0.90, 0.99, 0.9], task="u"),  # stops at 5, wrong
-        run([0.8] * 5, sure=[0.95, 0.95, 0.1, 0.95, 0.95], task="v"),  # never long enough
-        run([0.0] * 5, task="w"),  # never has anything to recommend
+        run([0.1] * 4 + [0.8, 0.1], sure=[None, 0.95, 0.9, 0.91, 0.9, 0.2]),  # stops at 5, right
+        run([0.8] * 5 + [0.1], sure=[0.1, 0.89, 0.90, 0.99, 0.9, 0.9], task="u"),  # stops at 6, wrong
+        run([0.8] * 6, sure=[0.95, 0.95, 0.95, 0.1, 0.95, 0.95], task="v"),  # never long enough
+        run([0.0] * 6, task="w"),  # never has anything to recommend
     ]
     found = calibration(runs)
     assert found is not None
-    assert (found.runs, found.stopped, found.right, found.samples) == (4, 0.5, 0.5, 4.5)
+    assert (found.runs, found.stopped, found.right, found.samples) == (4, 0.5, 0.5, 5.5)
     assert calibration(runs[3:]) is None
     never = calibration(runs[2:3])
     assert never is not None
@@ -225,4 +225,4 @@ def test_the_table() -> None:
     assert rows[3] == ["a", "2", ">5 / >5", ">5 / >5", ">5 / >5", "0.100", "0.100", "not half", "2.0", "–"]
     assert rows[6][0] == "b"
     assert rows[6][-4:] == ["+4.0 [+4.0, +4.0]", "3.00 [3.00, 3.00]", "3.00 [3.00, 3.00]", "2 / 0 of 2"]
-    assert rows[9] == ["b", "2", "100 %", "4", "100 %", "0 %"]
+    assert rows[9] == ["b", "2", "100 %", "5", "100 %", "0 %"]

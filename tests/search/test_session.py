@@ -222,7 +222,7 @@ class Sure(RandomSampler):
 def test_ends_when_it_stays_sure() -> None:
     """Fails if one lucky measurement ends the search, it goes on when sure, or finalists are not confirmed then."""
     sampler = Sure(LINE, PER_DOLLAR, seed=0)
-    sampler.script = (0.5, 0.95, 0.8, 0.91, 0.9, 0.93, 0.2)
+    sampler.script = (0.5, 0.95, 0.8, 0.91, 0.9, 0.93, 0.95, 0.2)
     running = SearchSession(
         LINE,
         PER_DOLLAR,
@@ -234,8 +234,8 @@ def test_ends_when_it_stays_sure() -> None:
         stop_probability=0.9,
     )
     asks = finish(running)
-    assert [a.stage for a in asks[:6]] == [SEARCH] * 6
-    assert {a.stage for a in asks[6:]} == {CONFIRM}
+    assert [a.stage for a in asks[:7]] == [SEARCH] * 7
+    assert {a.stage for a in asks[7:]} == {CONFIRM}
     assert "90% sure" in running.stopped_because
 
 
