@@ -180,6 +180,13 @@ def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
 
 
 README = Path(__file__).parents[2] / "README.md"
+# Ray alone starts no worker where the path of the interpreter has a space in it; see `quoted_python`.
+START = """
+import ray
+from morphling_ray.cluster import quoted_python
+python = quoted_python()
+ray.init(address="local", num_cpus=2, runtime_env={"py_executable": python} if python else None)
+"""
 PROGRAM = """
 def fragile(config):
     if config["batch"] == 64:
@@ -205,8 +212,8 @@ def test_under_a_real_tuner(tmp_path: Path) -> None:
     """Fails if Tune cannot drive it: as in the README; then two trials at once, one that dies, a constant beside."""
     blocks = [b for b in re.findall(r"```python\n(.*?)```", README.read_text(), re.S) if "MorphlingSearcher" in b]
     done = subprocess.run(
-        [sys.executable, "-c", f"{blocks[0]}\n{PROGRAM}"],
-        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": "local", "HOME": str(tmp_path)},
+        [sys.executable, "-c", f"{START}\n{blocks[0]}\n{PROGRAM}"],
+        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "HOME": str(tmp_path)},
         cwd=tmp_path,
         capture_output=True,
         text=True,
