@@ -118,7 +118,8 @@ def _compare(arguments: argparse.Namespace) -> int:
     if results.runs and status != 130:
         variant = settings.variant(learns=False)
         against = f"{arguments.against} ({variant})" if variant and arguments.against else arguments.against
-        print(report(groups_of([results]), against))
+        # From the file, where figures are rounded and in order: the same command prints the same table again.
+        print(report(groups_of([Results.read(results.path)]), against))
     return status
 
 
