@@ -12,7 +12,8 @@ import pytest
 from morphling_ray.load.arrivals import poisson_arrivals
 from morphling_ray.load.client import is_http
 from morphling_ray.load.driver import LoadDriver, RequestSource
-from morphling_ray.load.window import allowed_late, judge
+from morphling_ray.load.sequential import Sequential
+from morphling_ray.load.window import Record, allowed_late, judge, together
 from morphling_ray.measurement import Probe, Verdict
 from morphling_ray.objective import Slo
 
@@ -45,37 +46,66 @@ def test_nearest_rank_decides_how_many_may_be_late(requests: int, late: int) -> 
     assert allowed_late(requests, SLO) == late
 
 
-def verdict(**changes: Any) -> Probe:
-    """A window of 200 requests at 10 ms, changed."""
-    arguments: dict[str, Any] = {
-        "kind": "open",
-        "rate_rps": 100.0,
-        "window_s": 2.0,
-        "latencies_s": [0.01] * 200,
-        "errors": 0,
-        "planned": 200,
-        "achieved_rps": 100.0,
-        "lags_s": [0.001] * 200,
-        "driver_cpu": 0.1,
-        "slo": SLO,
-        "ended_early": False,
-    }
-    return judge(**{**arguments, **changes})
+def verdict(latency_s: list[float], *, lag_s: float = 0.001, errors: int = 0, settled: Verdict | None = None) -> Probe:
+    """What is made of a window of 200 planned requests."""
+    record = Record(
+        due_s=np.arange(len(latency_s)) / 100.0,
+        latency_s=np.array(latency_s),
+        lag_s=np.full(len(latency_s), lag_s),
+        planned=200,
+        errors=errors,
+        given_up=0,
+        first_error="",
+        achieved_rps=100.0,
+        elapsed_s=2.0,
+        driver_cpu=0.1,
+        settled=settled,
+    )
+    return judge(record, kind="open", rate_rps=100.0, window_s=2.0, slo=SLO)
 
 
 def test_verdicts() -> None:
     """Fails if late requests, errors, or a late driver are not told apart."""
-    assert verdict().verdict is Verdict.MET
-    assert verdict(latencies_s=[0.01] * 198 + [0.06] * 2).verdict is Verdict.MET
-    missed = verdict(latencies_s=[0.01] * 197 + [0.06] * 3)
+    assert verdict([0.01] * 200).verdict is Verdict.MET
+    assert verdict([0.01] * 198 + [0.06] * 2).verdict is Verdict.MET
+    missed = verdict([0.01] * 197 + [0.06] * 3)
     assert (missed.verdict, missed.late, missed.p99_s) == (Verdict.MISSED, 3, 0.06)
-    failed = verdict(latencies_s=[0.01] * 197 + [math.inf] * 3, errors=3)
+    failed = verdict([0.01] * 197 + [math.inf] * 3, errors=3)
     assert (failed.verdict, failed.errors) == (Verdict.MISSED, 3)
-    lagging = verdict(latencies_s=[0.01] * 150 + [0.06] * 50, lags_s=[0.03] * 200)
+    lagging = verdict([0.01] * 150 + [0.06] * 50, lag_s=0.03)
     assert lagging.verdict is Verdict.INVALID
     assert "driver" in lagging.reason
-    assert verdict(lags_s=[0.03] * 200).verdict is Verdict.MET  # in time all the same
-    assert verdict(ended_early=True).verdict is Verdict.MISSED
+    assert verdict([0.01] * 200, lag_s=0.03).verdict is Verdict.MET  # in time all the same
+    assert verdict([0.01] * 20, settled=Verdict.MISSED).verdict is Verdict.MISSED
+    assert verdict([0.01] * 120 + [0.06] * 2, settled=Verdict.MET).verdict is Verdict.MISSED  # its own percentile
+
+
+def test_records_of_several_drivers_are_one() -> None:
+    """Fails if requests are lost or out of order, or if one driver that misses is outvoted."""
+
+    def record(due_s: list[float], settled: Verdict | None) -> Record:
+        n = len(due_s)
+        return Record(
+            due_s=np.array(due_s),
+            latency_s=np.array(due_s) / 10,
+            lag_s=np.zeros(n),
+            planned=n,
+            errors=1,
+            given_up=2,
+            first_error="",
+            achieved_rps=10.0,
+            elapsed_s=1.0,
+            driver_cpu=0.1 * n,
+            settled=settled,
+        )
+
+    both = together([record([0.1, 0.5], Verdict.MET), record([0.2, 0.3, 0.9], Verdict.MET)])
+    assert both.due_s.tolist() == [0.1, 0.2, 0.3, 0.5, 0.9]
+    assert np.allclose(both.latency_s, both.due_s / 10)
+    assert (both.planned, both.errors, both.given_up, both.achieved_rps, both.settled) == (5, 2, 4, 20.0, Verdict.MET)
+    assert both.driver_cpu == pytest.approx(0.3)
+    assert together([record([0.1], Verdict.MET), record([0.2], Verdict.MISSED)]).settled is Verdict.MISSED
+    assert together([record([0.1], Verdict.MET), record([0.2], None)]).settled is None
 
 
 class OneAtATime:
@@ -107,16 +137,24 @@ def driver(server: OneAtATime) -> LoadDriver:
     return LoadDriver(lambda: server, itertools.repeat({"x": 1}))
 
 
+async def offer(server: OneAtATime, *, rate_rps: float, window_s: float, seed: int, settle: bool = False) -> Probe:
+    """One window of open-loop load."""
+    record = await driver(server).probe(
+        rate_rps=rate_rps, window_s=window_s, seed=seed, slo=SLO, settle_after_s=0.1 if settle else None
+    )
+    return judge(record, kind="open", rate_rps=rate_rps, window_s=window_s, slo=SLO)
+
+
 async def test_capacity_of_a_known_server() -> None:
     """Fails if filling the pipeline counts, or if the closed loop is not closed."""
-    probe = await driver(OneAtATime(0.005)).saturate(in_flight=4, window_s=0.8, slo=SLO)
-    assert probe.achieved_rps == pytest.approx(200.0, rel=0.1)
-    assert probe.p50_s == pytest.approx(4 * 0.005, rel=0.3)  # Little's law
+    record = await driver(OneAtATime(0.005)).saturate(in_flight=4, window_s=0.8, slo=SLO)
+    assert record.achieved_rps == pytest.approx(200.0, rel=0.1)
+    assert np.median(record.latency_s) == pytest.approx(4 * 0.005, rel=0.3)  # Little's law
 
 
 async def test_a_rate_that_the_server_can_take_is_met() -> None:
     """Fails if latency is not measured, or if the rate is not offered."""
-    probe = await driver(OneAtATime(0.002)).probe(rate_rps=150.0, window_s=1.0, seed=3, slo=SLO)
+    probe = await offer(OneAtATime(0.002), rate_rps=150.0, window_s=1.0, seed=3)
     assert probe.verdict is Verdict.MET
     assert probe.requests == len(poisson_arrivals(150.0, 1.0, 3))
     assert 0.002 <= probe.p50_s < 0.02
@@ -126,7 +164,7 @@ async def test_an_overload_ends_early_and_what_is_in_flight_is_given_up() -> Non
     """Fails if the driver waits for a backlog, or if latency counts from sending instead of the schedule."""
     server = OneAtATime(0.02)
     start = time.perf_counter()
-    probe = await driver(server).probe(rate_rps=200.0, window_s=5.0, seed=1, slo=SLO)
+    probe = await offer(server, rate_rps=200.0, window_s=5.0, seed=1)
     assert probe.verdict is Verdict.MISSED
     assert time.perf_counter() - start < 2.5
     assert server.given_up > 0
@@ -140,16 +178,44 @@ async def test_a_driver_that_cannot_keep_up_is_invalid_not_missed() -> None:
             time.sleep(0.01)  # what a driver without enough CPU looks like
             return payload
 
-    probe = await driver(BlocksTheLoop(0.0)).probe(rate_rps=300.0, window_s=1.0, seed=1, slo=SLO)
+    probe = await offer(BlocksTheLoop(0.0), rate_rps=300.0, window_s=1.0, seed=1)
     assert probe.verdict is Verdict.INVALID
 
 
 async def test_errors_are_misses_and_the_first_one_is_kept() -> None:
     """Fails if a failed request is ignored."""
-    probe = await driver(OneAtATime(0.001, fail_after=20)).probe(rate_rps=200.0, window_s=1.0, seed=1, slo=SLO)
+    probe = await offer(OneAtATime(0.001, fail_after=20), rate_rps=200.0, window_s=1.0, seed=1)
     assert probe.verdict is Verdict.MISSED
     assert probe.errors > 0
     assert probe.reason == "RuntimeError: broken"
+
+
+async def test_a_settled_verdict_ends_a_window() -> None:
+    """Fails if windows always last as long as they may, or if a rate that a server can take is called missed."""
+    start = time.perf_counter()
+    probe = await offer(OneAtATime(0.0005), rate_rps=600.0, window_s=10.0, seed=1, settle=True)
+    assert probe.verdict is Verdict.MET
+    assert time.perf_counter() - start < 4.0
+    assert 400 < probe.requests < 2000
+
+
+def test_error_rates_of_the_sequential_test() -> None:
+    """Fails if either of the stated error rates is exceeded on bursts of five, or if nothing is ever settled."""
+    rng, tests = np.random.default_rng(0), Sequential(SLO)
+
+    def settled(share: float) -> list[Verdict | None]:
+        out: list[Verdict | None] = []
+        for _ in range(400):
+            late = np.repeat(rng.random(2000) < share, 5)  # five at a time
+            seen = ((k, int(late[:k].sum())) for k in range(50, len(late), 50))
+            out.append(next((v for known, n in seen if (v := tests.settled(known, n)) is not None), None))
+        return out
+
+    good, bad, awful = settled(0.01 / 5), settled(3 * 0.01), settled(0.5)
+    assert np.mean([v is Verdict.MISSED for v in good]) <= 0.01
+    assert np.mean([v is Verdict.MET for v in good]) > 0.9
+    assert np.mean([v is Verdict.MET for v in bad]) <= 0.05 + 0.022  # two standard errors of 400 windows
+    assert all(v is Verdict.MISSED for v in awful)
 
 
 async def test_asking_once_tells_what_went_wrong() -> None:

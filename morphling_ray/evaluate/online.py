@@ -15,6 +15,7 @@ import ray
 from morphling_ray.evaluate import Progress
 from morphling_ray.load.driver import RequestSource, ServeLoadDriver
 from morphling_ray.load.peak import PeakSearch, find_peak
+from morphling_ray.load.window import Record, judge
 from morphling_ray.measurement import Measurement, Probe
 from morphling_ray.objective import Slo
 from morphling_ray.serving.application import ApplicationFacts, python_path
@@ -188,10 +189,12 @@ class OnlineEvaluator:
             count += 1
             watch.say(f"probing at {rate_rps:.0f} RPS" if rate_rps >= 10 else f"probing at {rate_rps:.2g} RPS")
             window_s = min(longest, max(shortest, PROBE_REQUESTS / rate_rps))
-            result: Probe = ray.get(
+            record: Record = ray.get(
                 self._driver.probe.remote(rate_rps=rate_rps, window_s=window_s, seed=seed + count, slo=self._slo)
             )
-            return result
+            if record.given_up:
+                ray.get(self._driver.drain.remote(self._slo))
+            return judge(record, kind="open", rate_rps=rate_rps, window_s=window_s, slo=self._slo)
 
         known = self._peaks.get(str(configuration)) if confirm else None
         return find_peak(
@@ -204,8 +207,8 @@ class OnlineEvaluator:
         )
 
     def _saturate(self, in_flight: int, window_s: float) -> Probe:
-        probe: Probe = ray.get(self._driver.saturate.remote(in_flight=in_flight, window_s=window_s, slo=self._slo))
-        return probe
+        record: Record = ray.get(self._driver.saturate.remote(in_flight=in_flight, window_s=window_s, slo=self._slo))
+        return judge(record, kind="saturate", rate_rps=0.0, window_s=window_s, slo=self._slo)
 
     def _keep_driver_away(self, replicas: list[Replica]) -> bool:
         """Moves the driver off the replicas' cores; True where none is left and it has to share."""

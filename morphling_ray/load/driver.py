@@ -2,8 +2,8 @@
 
 Open loop: Poisson arrivals drawn before the window starts, sent at their instants however many are in flight; latency
 counts from the scheduled instant, so a slow server cannot slow its own test down (no coordinated omission). Closed
-loop: a fixed number in flight, for the capacity. A window ends as soon as it cannot be met any more, and what is still
-in flight then is given up.
+loop: a fixed number in flight, for the capacity. A window ends as soon as its verdict is settled, and what is still in
+flight then is given up.
 """
 
 import asyncio
@@ -21,24 +21,81 @@ import numpy as np
 
 from morphling_ray.load.arrivals import poisson_arrivals
 from morphling_ray.load.client import Client, HandleClient, HttpClient
-from morphling_ray.load.window import allowed_late, judge
-from morphling_ray.measurement import Probe
+from morphling_ray.load.sequential import Sequential
+from morphling_ray.load.window import Record, allowed_late
+from morphling_ray.measurement import Verdict
 from morphling_ray.objective import Slo
 
 DRAIN_S = 2.0  # how long requests that were given up may take to go away
+LEAD_S = 0.005  # from the last preparation to the first instant of a window
+CHECK_S = 0.01  # how often it is checked whether a window is settled
+MANY_ERRORS = 20  # end a closed loop, which would otherwise fail as fast as it can
 
 
 @dataclass
 class _Window:
-    """Records of one window, filled while it runs."""
+    """Records of one window, filled while it runs; times are those of `time.perf_counter`."""
 
-    latencies_s: list[float] = field(default_factory=list)  # of finished requests; infinite where one failed
-    lags_s: list[float] = field(default_factory=list)
-    in_flight: dict[asyncio.Task[None], float] = field(default_factory=dict)  # task -> scheduled instant
+    start: float
+    slo_s: float
+    cpu: float = field(default_factory=time.process_time)
+    due: list[float] = field(default_factory=list)
+    latency_s: list[float] = field(default_factory=list)  # NaN while in flight
+    lag_s: list[float] = field(default_factory=list)
+    in_flight: dict[asyncio.Task[None], int] = field(default_factory=dict)  # task -> row, in the order of sending
     finished_at: list[float] = field(default_factory=list)
     late: int = 0
     errors: int = 0
     first_error: str = ""
+
+    def begin(self, due: float) -> int:
+        """Makes the row of a request that is sent now."""
+        self.due.append(due)
+        self.latency_s.append(np.nan)
+        return len(self.due) - 1
+
+    def end(self, row: int, error: BaseException | None = None) -> None:
+        """Records an answer, or that there is none."""
+        now = time.perf_counter()
+        if error is None:
+            self.finished_at.append(now)
+            self.latency_s[row] = now - self.due[row]
+        else:
+            self.errors += 1
+            self.latency_s[row] = np.inf
+            self.first_error = self.first_error or _describe(error)
+        self.late += self.latency_s[row] > self.slo_s
+
+    def known(self) -> tuple[int, int]:
+        """Requests that have a fate, and those of them that are late or failed; who is overdue is late already."""
+        now, overdue = time.perf_counter(), 0
+        for row in self.in_flight.values():
+            if now - self.due[row] <= self.slo_s:
+                break
+            overdue += 1
+        return len(self.due) - len(self.in_flight) + overdue, self.late + overdue
+
+    def record(self, *, planned: int, settled: Verdict | None, achieved_rps: float | None = None) -> Record:
+        """What is known now. Who is in flight has waited so long; who is in time so far has no fate and is left out."""
+        now, cpu = time.perf_counter(), time.process_time()
+        due, latency_s = np.array(self.due, float), np.array(self.latency_s, float)
+        waiting = np.isnan(latency_s)
+        latency_s[waiting] = now - due[waiting]
+        fate = ~waiting | (latency_s > self.slo_s)
+        elapsed_s = now - self.start
+        return Record(
+            due_s=due[fate] - self.start,
+            latency_s=latency_s[fate],
+            lag_s=np.array(self.lag_s, float),
+            planned=planned,
+            errors=self.errors,
+            given_up=int(waiting.sum()),
+            first_error=self.first_error,
+            achieved_rps=len(self.finished_at) / elapsed_s if achieved_rps is None else achieved_rps,
+            elapsed_s=elapsed_s,
+            driver_cpu=(cpu - self.cpu) / elapsed_s,
+            settled=settled,
+        )
 
 
 class LoadDriver:
@@ -47,13 +104,11 @@ class LoadDriver:
     Args:
         connect: Makes the client; called inside the event loop.
         payloads: Endless iterator of what requests send.
-        timeout_s: A request without an answer after this long has failed.
     """
 
-    def __init__(self, connect: Callable[[], Client], payloads: Iterator[Any], timeout_s: float = 60.0) -> None:
+    def __init__(self, connect: Callable[[], Client], payloads: Iterator[Any]) -> None:
         self._connect = connect
         self._payloads = payloads
-        self._timeout_s = timeout_s
         self._client: Client | None = None
 
     @property
@@ -87,82 +142,89 @@ class LoadDriver:
         except Exception as error:  # noqa: BLE001  the application's own error, whatever it is
             return _describe(error), None
 
-    async def saturate(self, *, in_flight: int, window_s: float, slo: Slo) -> Probe:
+    async def saturate(self, *, in_flight: int, window_s: float, slo: Slo) -> Record:
         """Closed loop: keeps `in_flight` requests going for `window_s`; `achieved_rps` is the capacity."""
-        window, start, cpu = _Window(), time.perf_counter(), time.process_time()
-        end = start + window_s
+        window = _Window(time.perf_counter(), slo.latency_s)
+        end = window.start + window_s
 
         async def worker() -> None:
-            while time.perf_counter() < end and window.errors < 20:
-                await self._one(window, time.perf_counter(), slo)
+            while (now := time.perf_counter()) < end and window.errors < MANY_ERRORS:
+                await self._send(window, window.begin(now), next(self._payloads))
 
         tasks = [asyncio.ensure_future(worker()) for _ in range(in_flight)]
         await asyncio.wait(tasks, timeout=window_s + 1.0)
+        capacity_rps = _completion_rate(window.finished_at, end, time.perf_counter() - window.start)
+        record = window.record(planned=len(window.due), settled=None, achieved_rps=capacity_rps)
         await _give_up(tasks)
-        elapsed = time.perf_counter() - start
-        return judge(
-            kind="saturate",
-            rate_rps=0.0,
-            window_s=window_s,
-            latencies_s=window.latencies_s,
-            errors=window.errors,
-            planned=len(window.latencies_s),
-            achieved_rps=_completion_rate(window.finished_at, end, elapsed),
-            lags_s=(),
-            driver_cpu=(time.process_time() - cpu) / elapsed,
-            slo=slo,
-            ended_early=False,
-            reason=window.first_error,
-        )
+        return record
 
-    async def probe(self, *, rate_rps: float, window_s: float, seed: int, slo: Slo) -> Probe:
-        """Open loop: Poisson arrivals at `rate_rps` for `window_s`, until the verdict is certain."""
+    async def probe(
+        self, *, rate_rps: float, window_s: float, seed: int, slo: Slo, settle_after_s: float | None = None
+    ) -> Record:
+        """Open loop: Poisson arrivals at `rate_rps` for `window_s`, or until the verdict is settled.
+
+        Args:
+            rate_rps: Mean arrivals a second.
+            window_s: The longest that the window may last.
+            seed: Of the schedule.
+            slo: Bounds.
+            settle_after_s: From then on a settled verdict ends the window; None: only a certain miss does.
+        """
         schedule = poisson_arrivals(rate_rps, window_s, seed)
-        planned, allowed = len(schedule), allowed_late(len(schedule), slo)
-        payloads = [next(self._payloads) for _ in range(planned)]
-        window, cpu = _Window(), time.process_time()
-        start = time.perf_counter() + 0.005
-        ended_early = False
-        for offset, payload in zip(schedule, payloads, strict=True):
-            at = start + float(offset)
-            delay = at - time.perf_counter()
-            await asyncio.sleep(max(0.0, delay))
-            window.lags_s.append(max(0.0, time.perf_counter() - at))
-            window.in_flight[asyncio.ensure_future(self._one(window, at, slo, payload))] = at
-            if window.late + _overdue(window, slo) > allowed:
-                ended_early = True
-                break
-        while window.in_flight and not ended_early:
-            due = min(window.in_flight.values()) + slo.latency_s
-            timeout = max(0.001, due - time.perf_counter() + 0.001)
-            await asyncio.wait(list(window.in_flight), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            overdue = _overdue(window, slo)
-            ended_early = window.late + overdue > allowed
-            if overdue == len(window.in_flight):  # late whatever happens to them now
-                break
-        now = time.perf_counter()
-        waiting = [now - at for at in window.in_flight.values()]
-        elapsed = now - start
-        driver_cpu = (time.process_time() - cpu) / elapsed
-        if window.in_flight:
-            await _give_up(list(window.in_flight))
-            await self._drain(slo)
-        return judge(
-            kind="open",
-            rate_rps=rate_rps,
-            window_s=window_s,
-            latencies_s=window.latencies_s + waiting,
-            errors=window.errors,
-            planned=planned,
-            achieved_rps=len(window.finished_at) / elapsed,
-            lags_s=window.lags_s,
-            driver_cpu=driver_cpu,
-            slo=slo,
-            ended_early=ended_early,
-            reason=window.first_error,
-        )
+        payloads = [next(self._payloads) for _ in schedule]
+        tests, most_late = Sequential(slo), allowed_late(len(schedule), slo)
+        collecting = gc.isenabled()
+        gc.disable()  # a collection in the middle of a window would make it late
+        window = _Window(time.perf_counter() + LEAD_S, slo.latency_s)
 
-    async def _drain(self, slo: Slo) -> None:
+        def decide() -> Verdict | None:
+            known, late = window.known()
+            if late > most_late:
+                return Verdict.MISSED
+            if settle_after_s is None or time.perf_counter() - window.start < settle_after_s:
+                return None
+            return tests.settled(known, late)
+
+        try:
+            settled = await self._offer(window, (schedule + window.start).tolist(), payloads, decide)
+            while window.in_flight and settled is not Verdict.MISSED:
+                await asyncio.wait(list(window.in_flight), timeout=CHECK_S, return_when=asyncio.FIRST_COMPLETED)
+                settled = settled or decide()
+                if time.perf_counter() > window.due[-1] + slo.latency_s:
+                    break  # all that are left are late, whatever happens to them now
+            record = window.record(planned=len(schedule), settled=settled)
+            await _give_up(list(window.in_flight))
+        finally:
+            if collecting:
+                gc.enable()
+        return record
+
+    async def _offer(
+        self, window: _Window, due: list[float], payloads: list[Any], decide: Callable[[], Verdict | None]
+    ) -> Verdict | None:
+        """Sends each request at its instant; ends with a verdict where one is settled before the last is sent."""
+        check_at = window.start
+        for at, payload in zip(due, payloads, strict=True):
+            while True:
+                now = time.perf_counter()
+                if now >= check_at:
+                    window.lag_s.append(now - check_at)  # a blocked event loop is late with answers as well
+                    if (settled := decide()) is not None:
+                        return settled
+                    check_at = now + CHECK_S
+                    await asyncio.sleep(0)  # who is behind must let answers in all the same
+                elif now >= at:
+                    break
+                else:
+                    await asyncio.sleep(min(at, check_at) - now)
+            window.lag_s.append(now - at)
+            row = window.begin(at)
+            task = asyncio.ensure_future(self._send(window, row, payload))
+            window.in_flight[task] = row
+            task.add_done_callback(window.in_flight.pop)
+        return None
+
+    async def drain(self, slo: Slo) -> None:
         """Waits until one request alone is quick again: a server may go on computing what was given up."""
         deadline = time.perf_counter() + DRAIN_S
         while time.perf_counter() < deadline:
@@ -171,27 +233,16 @@ class LoadDriver:
             if problem or time.perf_counter() - sent < slo.latency_s / 2:
                 return
 
-    async def _one(self, window: _Window, at: float, slo: Slo, payload: Any = None) -> None:
-        """Sends one request that was due at `at` and records its end."""
+    async def _send(self, window: _Window, row: int, payload: Any) -> None:
+        """Sends the request of a row, and records its end."""
         try:
-            payload = next(self._payloads) if payload is None else payload
-            await asyncio.wait_for(self._open.send(payload), self._timeout_s)
+            await self._open.send(payload)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001  a failed request is a result; what failed is kept
-            window.errors += 1
-            window.late += 1
-            window.latencies_s.append(float("inf"))
-            window.first_error = window.first_error or _describe(error)
+            window.end(row, error)
         else:
-            now = time.perf_counter()
-            window.finished_at.append(now)
-            window.latencies_s.append(now - at)
-            window.late += now - at > slo.latency_s
-        finally:
-            task = asyncio.current_task()
-            if task is not None:
-                window.in_flight.pop(task, None)
+            window.end(row)
 
 
 def _completion_rate(finished_at: list[float], end: float, elapsed_s: float) -> float:
@@ -203,12 +254,6 @@ def _completion_rate(finished_at: list[float], end: float, elapsed_s: float) -> 
     if len(done) < 4 or done[-1] - done[0] < elapsed_s / 4:
         return len(finished_at) / elapsed_s
     return float(np.polyfit(done - done[0], np.arange(len(done)), 1)[0])
-
-
-def _overdue(window: _Window, slo: Slo) -> int:
-    """Requests in flight that are late already."""
-    now = time.perf_counter()
-    return sum(now - at > slo.latency_s for at in window.in_flight.values())
 
 
 @dataclass(frozen=True, kw_only=True)

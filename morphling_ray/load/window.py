@@ -1,14 +1,71 @@
-"""What one window of load showed: latencies and a verdict, from the records of its requests. No clock, no network."""
+"""What one window of load showed: the records of its requests, and the verdict. No clock, no network."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from morphling_ray.measurement import Probe, Verdict
 from morphling_ray.objective import Slo
 
+FloatArray = npt.NDArray[np.float64]
+
 MAX_LAG_SHARE = 0.25  # of the SLO's latency: a driver that sends later than this has itself spoilt the window
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What happened to the requests of one window, in the order in which they were due.
+
+    Attributes:
+        due_s: When each was due, since the start of the window, shape `(n,)`.
+        latency_s: From then to its answer; infinite where it failed; for one that was given up, how long it had waited
+            by then (longer than the SLO allows).
+        lag_s: How late the driver woke up, to send each and to check the window; empty in a closed loop.
+        planned: Requests that the whole window would have had.
+        errors: How many failed.
+        given_up: How many were in flight when the window ended.
+        first_error: What the first one that failed said.
+        achieved_rps: Answers a second.
+        elapsed_s: How long the window took.
+        driver_cpu: Share of one core that the driver used.
+        settled: MISSED or MET, where that was settled before the window was over.
+    """
+
+    due_s: FloatArray
+    latency_s: FloatArray
+    lag_s: FloatArray
+    planned: int
+    errors: int
+    given_up: int
+    first_error: str
+    achieved_rps: float
+    elapsed_s: float
+    driver_cpu: float
+    settled: Verdict | None
+
+
+def together(records: Sequence[Record]) -> Record:
+    """One record of what several drivers saw in the same window; the busiest of them counts as the driver."""
+    due = np.concatenate([r.due_s for r in records])
+    order = np.argsort(due, kind="stable")
+    settled = {r.settled for r in records}
+    met = Verdict.MET if settled == {Verdict.MET} else None
+    return Record(
+        due_s=due[order],
+        latency_s=np.concatenate([r.latency_s for r in records])[order],
+        lag_s=np.concatenate([r.lag_s for r in records]),
+        planned=sum(r.planned for r in records),
+        errors=sum(r.errors for r in records),
+        given_up=sum(r.given_up for r in records),
+        first_error=next((r.first_error for r in records if r.first_error), ""),
+        achieved_rps=sum(r.achieved_rps for r in records),
+        elapsed_s=max(r.elapsed_s for r in records),
+        driver_cpu=max(r.driver_cpu for r in records),
+        settled=Verdict.MISSED if Verdict.MISSED in settled else met,
+    )
 
 
 def allowed_late(requests: int, slo: Slo) -> int:
@@ -19,46 +76,26 @@ def allowed_late(requests: int, slo: Slo) -> int:
     return requests - math.ceil(slo.percentile / 100 * requests - 1e-9)
 
 
-def judge(
-    *,
-    kind: str,
-    rate_rps: float,
-    window_s: float,
-    latencies_s: Sequence[float],
-    errors: int,
-    planned: int,
-    achieved_rps: float,
-    lags_s: Sequence[float],
-    driver_cpu: float,
-    slo: Slo,
-    ended_early: bool,
-    reason: str = "",
-) -> Probe:
+def judge(record: Record, *, kind: str, rate_rps: float, window_s: float, slo: Slo) -> Probe:
     """Turns a window's records into a `Probe` with a verdict.
 
     Args:
+        record: Of the window.
         kind: `open` or `saturate`.
         rate_rps: Offered rate.
         window_s: Length of the window.
-        latencies_s: From the scheduled instant, of every request that was due: how long it took, infinite where it
-            failed, and for one that was given up how long it had been waiting (above the SLO).
-        errors: Requests that failed.
-        planned: Requests of the whole schedule.
-        achieved_rps: Completions a second.
-        lags_s: How late each request was sent.
-        driver_cpu: Share of a core that the driver used.
         slo: The bounds.
-        ended_early: More requests were late than the whole window may have.
-        reason: What the window showed beyond its figures (the first error, for instance).
     """
-    latency = np.asarray(latencies_s, float)
+    latency = record.latency_s
     late = int((latency > slo.latency_s).sum())
     p50, p90, p99, at_slo = _percentiles(latency, (50.0, 90.0, 99.0, slo.percentile))
-    lag_s = _percentiles(np.asarray(lags_s, float), (99.0,))[0]
-    error_rate = errors / max(1, len(latency))
-    if ended_early or late > allowed_late(planned, slo) or error_rate > slo.max_error_rate:
+    lag_s = _percentiles(record.lag_s, (99.0,))[0]
+    reason = record.first_error
+    failing = record.errors / max(1, len(latency)) > slo.max_error_rate
+    requests = len(latency) if record.settled else record.planned
+    if failing or record.settled is Verdict.MISSED or late > allowed_late(requests, slo):
         verdict = Verdict.MISSED
-        if lag_s > MAX_LAG_SHARE * slo.latency_s and errors == 0:
+        if lag_s > MAX_LAG_SHARE * slo.latency_s and record.errors == 0:
             verdict = Verdict.INVALID
             reason = reason or f"the load driver sent up to {lag_s * 1e3:.0f} ms late"
     else:
@@ -68,21 +105,21 @@ def judge(
         rate_rps=round(rate_rps, 3),
         window_s=round(window_s, 3),
         requests=len(latency),
-        achieved_rps=round(achieved_rps, 3),
-        errors=errors,
+        achieved_rps=round(record.achieved_rps, 3),
+        errors=record.errors,
         late=late,
         p50_s=p50,
         p90_s=p90,
         p99_s=p99,
         slo_latency_s=at_slo,
         driver_lag_s=lag_s,
-        driver_cpu=round(driver_cpu, 3),
+        driver_cpu=round(record.driver_cpu, 3),
         verdict=verdict,
         reason=reason,
     )
 
 
-def _percentiles(values: np.ndarray, percentiles: Sequence[float]) -> list[float]:
+def _percentiles(values: FloatArray, percentiles: Sequence[float]) -> list[float]:
     """Nearest-rank percentiles, rounded to microseconds; 0 of nothing."""
     if not len(values):
         return [0.0 for _ in percentiles]

@@ -1,0 +1,55 @@
+"""When a window of load has shown enough: two sequential probability ratio tests on the share of late requests.
+
+Both are Wald's (Annals of Mathematical Statistics 16, 1945): the logarithm of the likelihood ratio of two shares is
+summed over requests until it leaves a bound. Late requests come in bursts, because those behind a late one are late as
+well, so that a request tells less than an independent draw: the sum is divided by `BURST`. With `a` the share that the
+SLO allows (1 % for p99):
+
+* MISSED is settled between the shares `a / 3` and `8 a`. One who keeps the first is called MISSED in at most `ALPHA` of
+  all windows.
+* MET is settled between `a / 5` and `3 a`. One who has the second is called MET in at most `BETA` of all windows.
+
+What lies between is not settled, and the window's own percentile decides when it ends. `benchmarks/rejection.py` and
+`benchmarks/known_truth.py` print how often both are wrong on real and on simulated servers.
+"""
+
+import math
+
+from morphling_ray.measurement import Verdict
+from morphling_ray.objective import Slo
+
+ALPHA, BETA = 0.01, 0.05
+BURST = 5.0
+_MISSED, _MET = (1 / 3, 8.0), (1 / 5, 3.0)  # the two shares of each test, over the share that is allowed
+
+
+class Sequential:
+    """The two tests for one SLO."""
+
+    def __init__(self, slo: Slo) -> None:
+        allowed = 1.0 - slo.percentile / 100.0
+        self._missed = _weights(*(allowed * factor for factor in _MISSED))
+        self._met = _weights(*(allowed * factor for factor in _MET))
+
+    def settled(self, known: int, late: int) -> Verdict | None:
+        """The verdict, once it is settled.
+
+        Args:
+            known: Requests that were answered, have failed, or are late already.
+            late: Those of them that are late or failed.
+        """
+        if _sum(self._missed, known, late) >= math.log(1 / ALPHA):
+            return Verdict.MISSED
+        if _sum(self._met, known, late) <= math.log(BETA):
+            return Verdict.MET
+        return None
+
+
+def _weights(low: float, high: float) -> tuple[float, float]:
+    """What a late request and one in time add to the logarithm of the likelihood ratio of two shares."""
+    high = min(high, 0.9)
+    return math.log(high / low) / BURST, math.log((1 - high) / (1 - low)) / BURST
+
+
+def _sum(weights: tuple[float, float], known: int, late: int) -> float:
+    return late * weights[0] + (known - late) * weights[1]
