@@ -11,7 +11,7 @@ import pytest
 
 from morphling_ray.load.arrivals import poisson_arrivals
 from morphling_ray.load.client import is_http
-from morphling_ray.load.driver import LoadDriver, RequestSource
+from morphling_ray.load.driver import LoadDriver, RequestSource, _Window
 from morphling_ray.load.sequential import Sequential
 from morphling_ray.load.window import Record, allowed_late, judge, together
 from morphling_ray.measurement import Probe, Verdict
@@ -190,6 +190,36 @@ async def test_errors_are_misses_and_the_first_one_is_kept() -> None:
     assert probe.reason == "RuntimeError: broken"
 
 
+async def test_no_request_is_counted_twice() -> None:
+    """Fails if one that was answered late counts as overdue as well: the window would end on half the misses."""
+    load = driver(OneAtATime(0.0))
+    counted: list[tuple[int, int]] = []
+
+    class Spy(_Window):
+        def known(self) -> tuple[int, int]:
+            known, late = super().known()
+            ended = [s for s in self.latency_s if not math.isnan(s)]
+            waiting = len(self.latency_s) - len(ended)
+            counted.append((late, sum(s > self.slo_s for s in ended) + waiting))
+            assert known <= len(self.due)
+            return known, late
+
+        def end(self, row: int, error: BaseException | None = None) -> None:
+            super().end(row, error)
+            self.known()  # the moment at which its task is not done yet
+
+    window = Spy(time.perf_counter() - 1.0, SLO.latency_s)
+    tasks = []
+    for at in np.linspace(window.start, window.start + 0.5, 40):  # all of them are late
+        row = window.begin(float(at))
+        tasks.append(asyncio.ensure_future(load._send(window, row, 0)))
+        window.in_flight[row] = tasks[-1]
+    await asyncio.gather(*tasks)
+    assert not window.in_flight
+    assert counted
+    assert all(late == true for late, true in counted)
+
+
 async def test_a_settled_verdict_ends_a_window() -> None:
     """Fails if windows always last as long as they may, or if a rate that a server can take is called missed."""
     start = time.perf_counter()
@@ -211,10 +241,10 @@ def test_error_rates_of_the_sequential_test() -> None:
             out.append(next((v for known, n in seen if (v := tests.settled(known, n)) is not None), None))
         return out
 
-    good, bad, awful = settled(0.01 / 5), settled(3 * 0.01), settled(0.5)
-    assert np.mean([v is Verdict.MISSED for v in good]) <= 0.01
+    fair, good, bad, awful = settled(0.01 / 3), settled(0.01 / 5), settled(3 * 0.01), settled(0.5)
+    assert np.mean([v is Verdict.MISSED for v in fair]) <= 0.01 + 0.01  # two standard errors of 400 windows
     assert np.mean([v is Verdict.MET for v in good]) > 0.9
-    assert np.mean([v is Verdict.MET for v in bad]) <= 0.05 + 0.022  # two standard errors of 400 windows
+    assert np.mean([v is Verdict.MET for v in bad]) <= 0.05 + 0.022
     assert all(v is Verdict.MISSED for v in awful)
 
 

@@ -42,7 +42,7 @@ class _Window:
     due: list[float] = field(default_factory=list)
     latency_s: list[float] = field(default_factory=list)  # NaN while in flight
     lag_s: list[float] = field(default_factory=list)
-    in_flight: dict[asyncio.Task[None], int] = field(default_factory=dict)  # task -> row, in the order of sending
+    in_flight: dict[int, asyncio.Task[None]] = field(default_factory=dict)  # by row, in the order of sending
     finished_at: list[float] = field(default_factory=list)
     late: int = 0
     errors: int = 0
@@ -57,6 +57,7 @@ class _Window:
     def end(self, row: int, error: BaseException | None = None) -> None:
         """Records an answer, or that there is none."""
         now = time.perf_counter()
+        self.in_flight.pop(row, None)  # here and not when the task is done: nobody must be counted twice
         if error is None:
             self.finished_at.append(now)
             self.latency_s[row] = now - self.due[row]
@@ -69,7 +70,7 @@ class _Window:
     def known(self) -> tuple[int, int]:
         """Requests that have a fate, and those of them that are late or failed; who is overdue is late already."""
         now, overdue = time.perf_counter(), 0
-        for row in self.in_flight.values():
+        for row in self.in_flight:
             if now - self.due[row] <= self.slo_s:
                 break
             overdue += 1
@@ -188,12 +189,14 @@ class LoadDriver:
         try:
             settled = await self._offer(window, (schedule + window.start).tolist(), payloads, decide)
             while window.in_flight and settled is not Verdict.MISSED:
-                await asyncio.wait(list(window.in_flight), timeout=CHECK_S, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(
+                    list(window.in_flight.values()), timeout=CHECK_S, return_when=asyncio.FIRST_COMPLETED
+                )
                 settled = settled or decide()
                 if time.perf_counter() > window.due[-1] + slo.latency_s:
                     break  # all that are left are late, whatever happens to them now
             record = window.record(planned=len(schedule), settled=settled)
-            await _give_up(list(window.in_flight))
+            await _give_up(list(window.in_flight.values()))
         finally:
             if collecting:
                 gc.enable()
@@ -219,9 +222,7 @@ class LoadDriver:
                     await asyncio.sleep(min(at, check_at) - now)
             window.lag_s.append(now - at)
             row = window.begin(at)
-            task = asyncio.ensure_future(self._send(window, row, payload))
-            window.in_flight[task] = row
-            task.add_done_callback(window.in_flight.pop)
+            window.in_flight[row] = asyncio.ensure_future(self._send(window, row, payload))
         return None
 
     async def drain(self, slo: Slo) -> None:

@@ -9,8 +9,8 @@ SLO allows (1 % for p99):
   all windows.
 * MET is settled between `a / 5` and `3 a`. One who has the second is called MET in at most `BETA` of all windows.
 
-What lies between is not settled, and the window's own percentile decides when it ends. `benchmarks/rejection.py` and
-`benchmarks/known_truth.py` print how often both are wrong on real and on simulated servers.
+What lies between is not settled, and the window's own percentile decides when it ends. The tests hold both rates on
+late requests that come five at a time.
 """
 
 import math

@@ -15,7 +15,6 @@ computes what this rule does under any load, from the times that batches of each
 """
 
 import asyncio
-import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +24,6 @@ Forward = Callable[[Sequence[Any]], Sequence[Any]]
 
 LOGGED = 20_000  # batches that are remembered
 _SWEEP_GIVES_UP_S = 1.0  # without enough requests for the next size
-
-_live: "weakref.WeakSet[Batcher]" = weakref.WeakSet()
 
 
 class Dropped(Exception):
@@ -61,14 +58,12 @@ class Batcher:
         self._queue: OrderedDict[asyncio.Future[Any], tuple[float, Any]] = OrderedDict()  # result -> arrival, item
         self._changed = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._sweep: deque[int] = deque()
         self.log: deque[Batch] = deque(maxlen=LOGGED)
         """The latest batches that were computed, in order."""
         self.computed = 0
         """How many there were in all."""
         self.reconfigure(max_batch_size=max_batch_size, batch_wait_timeout_s=batch_wait_timeout_s)
-        _live.add(self)
 
     def reconfigure(self, *, max_batch_size: int, batch_wait_timeout_s: float) -> None:
         """Changes the settings; they hold from the next batch on."""
@@ -105,16 +100,11 @@ class Batcher:
         log, total = self.log.copy(), self.computed
         return list(log)[max(0, len(log) - max(0, total - computed)) :]
 
-    def soon(self, method: Callable[..., Any], *arguments: Any) -> None:
-        """Calls one of its methods in its event loop, from any thread."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(method, *arguments)
-
     async def __call__(self, item: Any) -> Any:
         """The result for one item; raises what `forward` raised for its batch."""
         loop = asyncio.get_running_loop()
         if self._worker is None:  # here and not in __init__: now there surely is a running loop
-            self._worker, self._loop = loop.create_task(self._work()), loop
+            self._worker = loop.create_task(self._work())
         result: asyncio.Future[Any] = loop.create_future()
         self._queue[result] = loop.time(), item
         self._changed.set()
@@ -172,9 +162,3 @@ class Batcher:
             if not result.done():
                 batch[result] = item
         return batch
-
-
-def only() -> Batcher | None:
-    """The batcher of this process; None if there is none, or more than one."""
-    found = list(_live)
-    return found[0] if len(found) == 1 else None
