@@ -49,6 +49,9 @@ def start(folder: Path, module: str, *arguments: str, python: str | Path = sys.e
     for app in APPS.glob("*.py"):
         shutil.copy(app, folder)
     (folder / "home").mkdir(exist_ok=True)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell that runs the tests in the background has them ignore Ctrl-C, which a child would inherit.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         [str(python), "-m", module, *arguments],
         cwd=folder,
@@ -57,8 +60,6 @@ def start(folder: Path, module: str, *arguments: str, python: str | Path = sys.e
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A shell that runs the tests in the background has them ignore Ctrl-C, and a child inherits that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
