@@ -39,6 +39,7 @@ class Probe:
     driver_cpu: float  # share of one core that the driver used
     verdict: Verdict
     reason: str = ""
+    tail_s: float = 0.0  # the SLO's percentile as the upper half of the latencies foretells it; 0: too few
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,9 @@ class Measurement:
         infeasible_because: Reason that it has no metrics, or an empty string. Data, never an exception.
         probes: Every window that was measured, in order.
         timings_s: Where the time went, by stage.
+        estimated: The peak is not the highest rate that was seen to meet the SLO but a model's reading of the probes.
+        asked: What was to be measured, where another one was that costs nothing more to try and serves better.
+        siblings: What it tells of other configurations, which were not measured themselves: bounds, not metrics.
         notes: Facts about how it was measured that a reader of the report should know.
         details: Anything else worth keeping (log tail, process ids, cores).
     """
@@ -65,6 +69,9 @@ class Measurement:
     infeasible_because: str = ""
     probes: tuple[Probe, ...] = ()
     timings_s: Mapping[str, float] = field(default_factory=dict)
+    estimated: bool = False
+    asked: Configuration | None = None
+    siblings: "tuple[Measurement, ...]" = ()
     notes: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
 
@@ -78,6 +85,8 @@ class Measurement:
         out = asdict(self)
         for probe in out["probes"]:
             probe["verdict"] = probe["verdict"].value
+        told = ("configuration", "bounds", "noise_sd", "infeasible_because")
+        out["siblings"] = [{name: getattr(sibling, name) for name in told} for sibling in self.siblings]
         return out
 
     @classmethod
@@ -86,6 +95,7 @@ class Measurement:
         known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
         known["probes"] = tuple(_probe(probe) for probe in data.get("probes", ()))
         known["bounds"] = {name: (low, high) for name, (low, high) in dict(data.get("bounds", {})).items()}
+        known["siblings"] = tuple(cls.from_dict(sibling) for sibling in data.get("siblings", ()))
         known["notes"] = tuple(data.get("notes", ()))
         return cls(**known)
 

@@ -117,7 +117,9 @@ def _most_trusted(trials: Sequence[Trial]) -> Trial:
 
 
 def _interval(measurement: Measurement) -> list[float] | None:
-    """From the highest rate that met the SLO to the lowest above it that missed."""
+    """One standard deviation to each side; or from the highest rate that met the SLO to the lowest that missed."""
+    if (given := measurement.details.get("peak_rps_interval")) is not None:
+        return list(given)
     peak = measurement.metrics["peak_rps"]
     missed = [
         p.rate_rps

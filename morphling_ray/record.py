@@ -88,7 +88,7 @@ def _record(arguments: argparse.Namespace, argv: list[str]) -> None:
             rounds: list[tuple[Configuration, int | str]] = [
                 (c, r) for r in range(arguments.repeats) for c in _fewest_restarts(chosen)
             ]
-            evaluator = OnlineEvaluator(**plan.arguments)
+            evaluator = OnlineEvaluator(**{**plan.arguments, "space": None})  # each by itself
             say = _teller(console.stderr, f"{task}: ", len(rounds))
             meta = {"family": arguments.family or task, "slo_p99_ms": experiment.slo_p99_ms, "command": argv}
             meta["descriptors"] = experiment.descriptors

@@ -168,6 +168,7 @@ class ServeTarget:
                 "root_url": root_url,
                 "seed": self._experiment.seed,
                 "startup_timeout_s": self._experiment.startup_timeout,
+                "space": space,
             },
             notes=notes,
         )

@@ -32,7 +32,14 @@ ENTRY_POINTS = {
     *("target", "run", "outcome"),
 }  # may import everything
 RAY = {
-    *("search/ray_searcher.py", "search/tune_searcher.py", "load/driver.py", "evaluate/online.py", "evaluate/lane.py"),
+    *(
+        "search/ray_searcher.py",
+        "search/tune_searcher.py",
+        "load/driver.py",
+        "load/crew.py",
+        "evaluate/online.py",
+        "evaluate/lane.py",
+    ),
     *("run.py", "cluster.py"),
 }
 RAY_FOLDERS = {"serving"}

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from morphling_ray.load.arrivals import poisson_arrivals
+from morphling_ray.load.arrivals import poisson_arrivals, representative_arrivals, times_in_queue
 from morphling_ray.load.client import is_http
 from morphling_ray.load.driver import LoadDriver, RequestSource, _Window
 from morphling_ray.load.sequential import Sequential
-from morphling_ray.load.window import Record, allowed_late, judge, together
+from morphling_ray.load.window import Record, allowed_late, judge, tail_s, together
 from morphling_ray.measurement import Probe, Verdict
 from morphling_ray.objective import Slo
 
@@ -38,6 +38,48 @@ def test_arrivals_refuse_nonsense(rate: float, window: float) -> None:
     """Fails without the check."""
     with pytest.raises(ValueError, match="positive"):
         poisson_arrivals(rate, window, seed=0)
+    with pytest.raises(ValueError, match="positive"):
+        representative_arrivals(rate, window, seed=0)
+
+
+def test_times_in_a_queue_are_those_of_lindley() -> None:
+    """Fails for any error in the closed form."""
+    arrivals = np.sort(np.random.default_rng(0).uniform(0, 60, (3, 50)), axis=1)
+    for row, found in zip(arrivals, times_in_queue(arrivals), strict=True):
+        end, expected = 0.0, []
+        for arrival in row:
+            end = max(end, arrival) + 1.0
+            expected.append(end - arrival)
+        assert found == pytest.approx(expected)
+
+
+def test_a_short_representative_schedule_does_what_long_ones_do() -> None:
+    """Fails if the choice is not made, or by wrong stationary times: 99 % at a load of 0.8 take up to 10.9 services."""
+    rng = np.random.default_rng(3)
+    long = times_in_queue(np.cumsum(rng.exponential(1 / 0.8, (4, 200_000)), axis=1))[:, 1000:]
+    stationary = np.quantile(long, 0.99)
+
+    def off(schedule: Any) -> float:
+        spread = [np.quantile(times_in_queue(schedule(0.8, 400, s)[None]), 0.99) / stationary for s in range(40)]
+        return float(np.sqrt(np.mean(np.log(spread) ** 2)))
+
+    assert off(representative_arrivals) < 0.6 * off(poisson_arrivals)
+    times = representative_arrivals(150.0, 2.0, seed=4)
+    assert len(times) == 300
+    assert np.all(np.diff(times) >= 0)
+    assert 0 <= times[0] < times[-1] < 2.0
+    assert np.array_equal(times, representative_arrivals(150.0, 2.0, seed=4))
+
+
+def test_the_tail_is_foretold_by_the_upper_half_of_the_latencies() -> None:
+    """Fails if one pause moves it, or for an error in the line: 99 % of an exponential with mean 20 ms take 92 ms."""
+    latency = np.random.default_rng(0).exponential(0.02, 4000)
+    assert tail_s(latency, 99.0) == pytest.approx(0.0921, rel=0.05)
+    paused = np.append(latency, np.full(60, 1.0))
+    assert tail_s(paused, 99.0) == pytest.approx(0.0921, rel=0.2)
+    assert np.quantile(paused, 0.99) > 0.5
+    assert tail_s(latency[:10], 99.0) == 0.0
+    assert tail_s(np.append(latency[:100], np.full(20, np.inf)), 99.0) == 0.0
 
 
 @pytest.mark.parametrize(("requests", "late"), [(1, 0), (99, 0), (100, 1), (199, 1), (200, 2), (1000, 10)])

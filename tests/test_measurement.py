@@ -27,6 +27,12 @@ MEASUREMENT = Measurement(
     bounds={"peak_rps": (30.0, None), "capacity_rps": (40.0, 44.0)},
     probes=(PROBE,),
     timings_s={"start": 1.5},
+    estimated=True,
+    asked={"cpu_cores": 2, "gpu_type": "T4", "cache": False},
+    siblings=(
+        Measurement(configuration={"cpu_cores": 2}, bounds={"peak_rps": (1.0, 2.0)}, noise_sd={"peak_rps": 0.0}),
+        Measurement(configuration={"cpu_cores": 3}, infeasible_because="not foreseen to work"),
+    ),
     notes=("cores were shared",),
     details={"pids": [1, 2]},
 )

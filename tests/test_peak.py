@@ -1,10 +1,12 @@
 """The search for the peak, on probes that answer from a formula."""
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
-from morphling_ray.load.peak import PeakSearch, find_peak
+from morphling_ray.load.peak import PeakSearch, find_peak, pooled_peak
 from morphling_ray.measurement import Probe, Verdict
 
 
@@ -116,3 +118,75 @@ def test_the_result_is_a_record() -> None:
     probe, asked = server(meets(80.0))
     assert isinstance(found := find_peak(probe, capacity_rps=100.0, start_rps=75.0), PeakSearch)
     assert len(found.probes) == len(asked) >= 2
+
+
+ALONE_S = 0.01 * math.log(100)  # 99 % of requests without company take less, at 10 ms of exponential service
+
+
+def queue(service_s: float, *, stray: float = 0.0) -> tuple[Callable[[float], Probe], list[float]]:
+    """Probes of an M/M/1 queue: at rate r the time in it is exponential with mean 1 / (1 / service_s - r)."""
+    plain, asked = server(lambda rate: Verdict.MET if tail(rate) <= 0.1 else Verdict.MISSED)
+    signs = iter([1, -1] * 50)
+
+    def tail(rate: float) -> float:
+        return math.log(100) / (1 / service_s - rate) if rate < 1 / service_s else 10.0
+
+    def probe(rate_rps: float) -> Probe:
+        return replace(plain(rate_rps), tail_s=tail(rate_rps) * math.exp(next(signs) * stray))
+
+    return probe, asked
+
+
+@pytest.mark.parametrize("start", [20.0, 60.0, 95.0])
+def test_the_peak_is_read_off_windows_beside_it(start: float) -> None:
+    """Fails for any error in the formula: 10 ms of service keep 100 ms in 99 % up to 100 - ln(100) / 0.1 = 53.9 RPS."""
+    probe, asked = queue(0.01)
+    found = pooled_peak(probe, capacity_rps=100.0, alone_s=ALONE_S, slo_s=0.1, start_rps=start)
+    assert found is not None
+    assert found.peak_rps == pytest.approx(53.95, rel=0.01)
+    assert len(asked) == 3
+    assert asked[1] == pytest.approx(53.95, rel=0.01)
+    assert found.peak_rps < found.upper_rps < 1.1 * found.peak_rps
+
+
+def test_windows_that_disagree_make_it_less_sure() -> None:
+    """Fails if the spread of the windows does not show in the interval."""
+    sure, unsure = (
+        pooled_peak(queue(0.01, stray=s)[0], capacity_rps=100.0, alone_s=ALONE_S, slo_s=0.1, start_rps=50.0, windows=4)
+        for s in (0.0, 0.6)
+    )
+    assert sure is not None
+    assert unsure is not None
+    assert unsure.sd > 2 * sure.sd
+
+
+def test_a_pooled_peak_that_cannot_beat_the_incumbent_is_rejected_after_one_window() -> None:
+    """Fails if a loser gets all windows, or a winner only one."""
+    probe, asked = queue(0.01)
+    found = pooled_peak(probe, capacity_rps=100.0, alone_s=ALONE_S, slo_s=0.1, start_rps=50.0, needed_rps=90.0)
+    assert found is not None
+    assert (found.rejected, found.peak_rps, found.upper_rps, asked) == (True, 0.0, 90.0, [90.0])
+    found = pooled_peak(probe, capacity_rps=100.0, alone_s=ALONE_S, slo_s=0.1, start_rps=50.0, needed_rps=40.0)
+    assert found is not None
+    assert not found.rejected
+    assert found.peak_rps == pytest.approx(53.95, rel=0.01)
+    found = pooled_peak(probe, capacity_rps=50.0, alone_s=ALONE_S, slo_s=0.1, start_rps=50.0, needed_rps=90.0)
+    assert found is not None
+    assert found.probes == ()
+
+
+@pytest.mark.parametrize("how", [{"errors": 3}, {"tail_s": 0.0}, {"verdict": Verdict.INVALID}])
+def test_windows_that_cannot_be_read_are_left_to_the_search_by_verdicts(how: dict[str, object]) -> None:
+    """Fails if failed requests, too few of them or a late driver are taken for a queue."""
+    plain, _ = queue(0.01)
+
+    def probe(rate_rps: float) -> Probe:
+        return replace(plain(rate_rps), **how)  # type: ignore[arg-type]
+
+    assert pooled_peak(probe, capacity_rps=100.0, alone_s=ALONE_S, slo_s=0.1, start_rps=50.0) is None
+
+
+def test_a_request_that_is_late_without_company_has_no_peak_to_be_read_off() -> None:
+    """Fails if the formula is used where it has no solution."""
+    probe, _ = queue(0.01)
+    assert pooled_peak(probe, capacity_rps=100.0, alone_s=0.2, slo_s=0.1, start_rps=50.0) is None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from morphling_ray.serving.batcher import Batch, Batcher, Dropped
-from morphling_ray.serving.twin import ServiceTimes, predicted_peaks, simulate, sweep_sizes
+from morphling_ray.serving.twin import NO_STRAYS, ServiceTimes, Strays, ladder, predicted_peaks, simulate, sweep_sizes
 
 
 def plain(setting: tuple[int, float], arrivals: Sequence[float], seconds: Sequence[float]) -> list[float]:
@@ -32,14 +32,14 @@ def test_the_rule_in_many_lanes_at_once() -> None:
     settings = [(1, 0.0), (3, 0.02), (8, 0.0), (8, 0.3), (2, 5.0)]
     arrivals = np.cumsum(rng.exponential(0.05, (len(settings), 200)), axis=1)
     seconds = np.array([0.0, 0.04, 0.05, 0.07, 0.08, 0.1, 0.1, 0.12, 0.15])
-    found = simulate(arrivals, seconds, settings, np.ones(1), seed=0)
+    found = simulate(arrivals, seconds, settings, NO_STRAYS, seed=0)
     for row, setting in enumerate(settings):
         assert np.allclose(found[row], plain(setting, list(arrivals[row]), list(seconds)))
 
 
 def test_the_peak_of_a_single_server_is_that_of_theory() -> None:
     """Fails for any bias: M/D/1 with 9 ms of service keeps 100 ms in 99 % up to 88 RPS (Lindley's recursion)."""
-    times = ServiceTimes(np.array([1]), np.array([0.009]), np.ones(1))
+    times = ServiceTimes(np.array([1]), np.array([0.009]), NO_STRAYS)
     (peak,) = predicted_peaks(times, [(1, 0.0)], slo_s=0.1, percentile=99.0)
     gaps = np.random.default_rng(1).exponential(1.0, 300_000)
 
@@ -57,7 +57,7 @@ def test_the_peak_of_a_single_server_is_that_of_theory() -> None:
 
 def test_a_bound_that_cannot_be_kept_has_no_peak() -> None:
     """Fails if a setting whose wait alone breaks the bound gets one."""
-    times = ServiceTimes(np.array([1, 8]), np.array([0.03, 0.05]), np.ones(1))
+    times = ServiceTimes(np.array([1, 8]), np.array([0.03, 0.05]), NO_STRAYS)
     fine, hopeless = predicted_peaks(times, [(8, 0.0), (8, 0.5)], slo_s=0.1, percentile=99.0)
     assert fine > 50
     assert hopeless < fine
@@ -66,17 +66,45 @@ def test_a_bound_that_cannot_be_kept_has_no_peak() -> None:
 
 def test_service_times_come_from_batches_without_a_pause() -> None:
     """Fails if idle time counts as service, or if one disturbed batch moves its size's entry."""
-    batches = [Batch(2, 0.0, 0.9, 5), Batch(2, 1.0, 1.9, 5), Batch(4, 2.0, 3.9, 5), Batch(2, 4.0, 4.9, 0)]
-    batches += [Batch(2, 9.0, 9.9, 5), Batch(4, 10.0, 11.9, 5), Batch(2, 12.0, 12.9, 5), Batch(4, 22.0, 23.9, 5)]
+    batches, now = [], 0.0
+    for i, size in enumerate([2, 2, 4, 4, 2, 4, 2, 2, 4, 4, 2, 4, 2]):
+        took = 5.0 if i == 6 else size / 2  # one is disturbed
+        idle = i == 4  # nobody waits behind this one
+        batches.append(Batch(size, now, now + took, 0 if idle else 9))
+        now += took + (30.0 if idle else 0.0)
     times = ServiceTimes.measured(batches)
     assert times.sizes.tolist() == [2, 4]
-    assert times.seconds.tolist() == [1.0, 2.0]
-    assert times.residuals.max() == 10.0
-    assert times.of(5).tolist() == [1.0, 1.0, 1.0, 1.5, 2.0, 2.5]
-    assert times.scaled(2.0).seconds.tolist() == [2.0, 4.0]
+    assert times.seconds == pytest.approx([1.0, 2.0])
+    assert times.strays.jitter.max() < 1.5  # one long batch of eight does not say how often there are long ones
+    assert times.of(5) == pytest.approx([1.0, 1.0, 1.0, 1.5, 2.0, 2.5])
+    assert times.scaled(2.0).seconds == pytest.approx([2.0, 4.0])
     assert sweep_sizes(8) == (1, 2, 3, 4, 6, 8)
-    with pytest.raises(ValueError, match="without a pause"):
-        ServiceTimes.measured(batches[:1])
+    with pytest.raises(ValueError, match="three batches"):
+        ServiceTimes.measured(batches[:2])
+
+
+def test_what_a_batch_owes_to_the_one_before_is_told_apart() -> None:
+    """Fails if the answers that a large batch leaves behind count as time of the small batch after it."""
+    log, now, before = [], 0.0, 8
+    for size in ladder(8) * 4:
+        took = 0.01 + 0.002 * size + 0.001 * before  # answers are sent while the next batch is computed
+        log.append(Batch(size, now, now + took, 99))
+        now, before = now + took, size
+    times = ServiceTimes.measured(log)
+    assert times.sizes.tolist() == [1, 2, 3, 4, 6, 8]
+    assert times.seconds == pytest.approx(0.01 + 0.003 * times.sizes, rel=1e-3)  # each among others of its size
+
+
+def test_pauses_are_told_from_jitter_and_last_as_long_in_a_small_batch() -> None:
+    """Fails if a pause is a factor on the time of the batch it hit, or if the machine's speed counts as one."""
+    times = ServiceTimes(np.array([1, 8]), np.array([0.01, 0.08]), NO_STRAYS)
+    took = [0.02, 0.16, 0.02, 0.07, 0.021, 0.16]  # everything takes twice as long, and the fourth paused for 50 ms
+    strays = times.strays_of([Batch(8 if t > 0.1 else 1, 0.0, t, 9) for t in took])
+    assert strays.pauses_s.round(3).tolist() == [0, 0, 0, 0.05, 0, 0]
+    assert strays.jitter.round(2).tolist() == [1.0, 1.0, 1.0, 1.0, 1.05, 1.0]
+    arrivals = np.array([[0.0, 1.0, 2.0, 3.0]])
+    latency = simulate(arrivals, np.array([0.0, 0.02]), [(1, 0.0)], Strays(np.ones(1), np.array([0.05])), seed=0)
+    assert latency == pytest.approx(0.07)
 
 
 async def test_a_sweep_makes_batches_of_the_sizes_that_it_was_given() -> None:

@@ -23,6 +23,7 @@ class Evaluator(Protocol):
         *,
         needed: Mapping[str, float] | None = None,
         confirm: bool = False,
+        exact: bool = False,
         progress: Progress | None = None,
     ) -> Measurement:
         """Measures one configuration. One that fails is a `Measurement` with a reason, never an exception.
@@ -32,6 +33,8 @@ class Evaluator(Protocol):
             needed: By metric, what it takes to beat the incumbent. A configuration that is clearly below may be
                 rejected early: its measurement then holds bounds instead of a pinned-down value.
             confirm: Measure a finalist again, longer and with fresh arrivals.
+            exact: Measure this very configuration. Else the measurement may be of another one that costs nothing more
+                to try and serves better; it then tells of this one among its siblings.
             progress: Told what is being done.
         """
         ...

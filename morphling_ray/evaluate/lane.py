@@ -31,7 +31,7 @@ class Lane:
         """Measures what a searcher asked for.
 
         Args:
-            ask: `number`, `configuration`, `stage` (`search` or `confirm`) and `needed`.
+            ask: `number`, `configuration`, `stage` (`search` or `confirm`), `needed` and `exact`.
 
         Returns:
             The measurement as JSON text. An error of our own is a reason too: a trial never takes the search down.
@@ -42,7 +42,11 @@ class Lane:
 
         try:
             measurement = self._evaluator.measure(
-                ask["configuration"], needed=ask["needed"], confirm=ask["stage"] == "confirm", progress=say
+                ask["configuration"],
+                needed=ask["needed"],
+                confirm=ask["stage"] == "confirm",
+                exact=ask["exact"],
+                progress=say,
             )
         except Exception as error:  # noqa: BLE001  a lost node or a dead driver ends this trial, not the search
             text = " ".join(str(error).split())[:500]

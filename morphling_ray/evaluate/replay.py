@@ -80,6 +80,7 @@ class ReplayEvaluator:
         *,
         needed: Mapping[str, float] | None = None,
         confirm: bool = False,
+        exact: bool = True,
         progress: Progress | None = None,
     ) -> Measurement:
         """Looks a configuration up; see `Evaluator.measure`. Nothing is rejected early: a row has all its metrics.

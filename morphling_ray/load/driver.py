@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from morphling_ray.load.arrivals import poisson_arrivals
+from morphling_ray.load.arrivals import poisson_arrivals, representative_arrivals
 from morphling_ray.load.client import Client, HandleClient, HttpClient
 from morphling_ray.load.sequential import Sequential
 from morphling_ray.load.window import Record, allowed_late
@@ -143,6 +143,16 @@ class LoadDriver:
         except Exception as error:  # noqa: BLE001  the application's own error, whatever it is
             return _describe(error), None
 
+    async def alone(self, count: int) -> list[float]:
+        """Latencies of requests that are sent one after the other, in seconds; failed ones are left out."""
+        latency_s = []
+        for _ in range(count):
+            sent = time.perf_counter()
+            problem, _answer = await self.ask(DRAIN_S)
+            if not problem:
+                latency_s.append(time.perf_counter() - sent)
+        return latency_s
+
     async def saturate(self, *, in_flight: int, window_s: float, slo: Slo) -> Record:
         """Closed loop: keeps `in_flight` requests going for `window_s`; `achieved_rps` is the capacity."""
         window = _Window(time.perf_counter(), slo.latency_s)
@@ -160,7 +170,15 @@ class LoadDriver:
         return record
 
     async def probe(
-        self, *, rate_rps: float, window_s: float, seed: int, slo: Slo, settle_after_s: float | None = None
+        self,
+        *,
+        rate_rps: float,
+        window_s: float,
+        seed: int,
+        slo: Slo,
+        settle_after_s: float | None = None,
+        representative: bool = False,
+        whole: bool = False,
     ) -> Record:
         """Open loop: Poisson arrivals at `rate_rps` for `window_s`, or until the verdict is settled.
 
@@ -170,8 +188,10 @@ class LoadDriver:
             seed: Of the schedule.
             slo: Bounds.
             settle_after_s: From then on a settled verdict ends the window; None: only a certain miss does.
+            representative: Choose the schedule so that it does what Poisson arrivals do in the long run.
+            whole: Nothing ends the window, so that its share of late requests is that of the rate.
         """
-        schedule = poisson_arrivals(rate_rps, window_s, seed)
+        schedule = (representative_arrivals if representative else poisson_arrivals)(rate_rps, window_s, seed)
         payloads = [next(self._payloads) for _ in schedule]
         tests, most_late = Sequential(slo), allowed_late(len(schedule), slo)
         collecting = gc.isenabled()
@@ -179,6 +199,8 @@ class LoadDriver:
         window = _Window(time.perf_counter() + LEAD_S, slo.latency_s)
 
         def decide() -> Verdict | None:
+            if whole:
+                return None
             known, late = window.known()
             if late > most_late:
                 return Verdict.MISSED

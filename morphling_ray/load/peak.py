@@ -1,12 +1,21 @@
-"""The search for the peak: a pure function of probes, so it is tested without a server and without time."""
+"""The search for the peak: pure functions of probes, so they are tested without a server and without time.
 
-from collections.abc import Callable
+`pooled_peak` reads the peak off all latencies of a few windows around it; `find_peak` goes by verdicts alone, and does
+the work where latencies do not behave as a queue's do.
+"""
+
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from morphling_ray.measurement import Probe, Verdict
 
 ProbeAt = Callable[[float], Probe]
 CAPACITY_ERROR = 0.08  # a capacity from a window of one second is off by that much at times
+LOWEST_SHARE, HIGHEST_SHARE = 0.2, 0.97  # of the capacity: between these a window tells where the peak is
+ONE_WINDOW_SD = 0.1
 NARROW = 0.4  # median latency over the tail's, below which a miss looks like a hiccup and not like a growing backlog
 
 
@@ -20,6 +29,7 @@ class PeakSearch:
         rejected: The search stopped early: the peak cannot reach what was needed.
         driver_limited: The load driver, not the server, set the upper end.
         probes: Every probe that was made.
+        sd: About what standard deviation the logarithm of the peak has; 0: not known.
     """
 
     peak_rps: float
@@ -27,6 +37,91 @@ class PeakSearch:
     rejected: bool
     driver_limited: bool
     probes: tuple[Probe, ...]
+    sd: float = 0.0
+
+
+def read_off(probe: Probe, *, capacity_rps: float, alone_s: float, slo_s: float) -> float:
+    """The peak as one window foretells it, in RPS.
+
+    At a share u of its capacity a queue's latency is about `alone + k u / (1 - u)`, at any percentile (exact for M/M/1,
+    Kingman's formula in heavy traffic for others). The window says what k is, and k where the SLO's bound is reached.
+
+    Args:
+        probe: Of the window; its `tail_s` is used.
+        capacity_rps: Throughput under a closed loop.
+        alone_s: Latency of a request without company.
+        slo_s: Bound of the latency.
+
+    Returns:
+        0 where a request without company is too late already.
+    """
+    used = min(probe.rate_rps / capacity_rps, HIGHEST_SHARE)
+    k = max(probe.tail_s - alone_s, slo_s / 1000) * (1 - used) / used
+    ratio = (slo_s - alone_s) / k
+    return capacity_rps * ratio / (1 + ratio) if ratio > 0 else 0.0
+
+
+def pooled_peak(
+    probe: ProbeAt,
+    *,
+    capacity_rps: float,
+    alone_s: float,
+    slo_s: float,
+    start_rps: float,
+    needed_rps: float | None = None,
+    windows: int = 3,
+) -> PeakSearch | None:
+    """The peak as a few windows around it foretell it together.
+
+    Args:
+        probe: Measures one window at a rate.
+        capacity_rps: Throughput under a closed loop.
+        alone_s: Latency of a request without company.
+        slo_s: Bound of the latency.
+        start_rps: Rate of the first window.
+        needed_rps: The peak that would be of interest: tried first, and the search ends where it is out of reach.
+        windows: How many.
+
+    Returns:
+        None where the windows cannot be read: failed requests, too few of them, or nothing that resembles a queue.
+    """
+    if needed_rps is not None and capacity_rps * (1 + CAPACITY_ERROR) <= needed_rps:
+        upper = capacity_rps * (1 + CAPACITY_ERROR)
+        return PeakSearch(peak_rps=0.0, upper_rps=upper, rejected=True, driver_limited=False, probes=())
+    probes: list[Probe] = []
+    logs: list[float] = []
+    rate = start_rps if needed_rps is None else needed_rps
+    for _ in range(windows):
+        rate = min(max(rate, LOWEST_SHARE * capacity_rps), HIGHEST_SHARE * capacity_rps)
+        result = probe(rate)
+        probes.append(result)
+        if result.verdict is Verdict.INVALID:
+            result = probe(rate)
+            probes.append(result)
+        found = read_off(result, capacity_rps=capacity_rps, alone_s=alone_s, slo_s=slo_s)
+        if result.verdict is Verdict.INVALID or result.errors or not result.tail_s or not found:
+            return None
+        logs.append(math.log(found))
+        rate, sd = math.exp(float(np.mean(logs))), _sd(logs)
+        if needed_rps is not None and result.verdict is not Verdict.MET and rate * math.exp(2 * sd) < needed_rps:
+            return PeakSearch(
+                peak_rps=0.0, upper_rps=needed_rps, rejected=True, driver_limited=False, probes=tuple(probes), sd=sd
+            )
+    if any(p.verdict is Verdict.MISSED and p.rate_rps < rate * math.exp(-3 * sd) for p in probes):
+        return None  # it misses where it should be quick
+    return PeakSearch(
+        peak_rps=rate,
+        upper_rps=rate * math.exp(sd),
+        rejected=False,
+        driver_limited=False,
+        probes=tuple(probes),
+        sd=sd,
+    )
+
+
+def _sd(logs: Sequence[float]) -> float:
+    """Of the mean; what one window foretells is not surer than the model behind it."""
+    return max(ONE_WINDOW_SD, float(np.std(logs, ddof=1)) if len(logs) > 2 else 0.0) / math.sqrt(len(logs))
 
 
 def find_peak(

@@ -110,6 +110,24 @@ class History:
             self._outcomes[point].append(False)
             return
         known = pinned(measurement, self.objective.metrics)
+        values = self._log_values(measurement, known)
+        if values:  # a measurement of nothing does not even show that it works
+            self._outcomes[point].append(True)
+            self._values.setdefault(point, []).extend(values)
+        if len(known) == len(self.objective.metrics):
+            self._measured.setdefault(point, []).append(known)
+
+    def foresee(self, configuration: Configuration, measurement: Measurement) -> None:
+        """Takes in what another measurement tells of a configuration: it stays free, unless it is told to fail."""
+        self.told += 1
+        point = self.point(configuration)
+        if not measurement.feasible:
+            self._outcomes.setdefault(point, []).append(False)
+        else:
+            self._values.setdefault(point, []).extend(self._log_values(measurement, {}))
+
+    def _log_values(self, measurement: Measurement, known: Mapping[str, float]) -> list[tuple[int, float, float]]:
+        """Number, log value and variance of each metric that is known, be it within bounds."""
         values: list[tuple[int, float, float]] = []
         for m, name in enumerate(self.objective.metrics):
             noise_sd = measurement.noise_sd.get(name, NOISE_SD)
@@ -119,11 +137,7 @@ class History:
                     values.append((m, moments[0], moments[1] ** 2 + noise_sd**2))
             elif name in known:
                 values.append((m, float(np.log(known[name])), noise_sd**2))
-        if values:  # a measurement of nothing does not even show that it works
-            self._outcomes[point].append(True)
-            self._values.setdefault(point, []).extend(values)
-        if len(known) == len(self.objective.metrics):
-            self._measured.setdefault(point, []).append(known)
+        return values
 
     @property
     def used(self) -> set[int]:

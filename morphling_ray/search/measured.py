@@ -90,6 +90,9 @@ class MeasuredSampler(ABC):
         self._values.setdefault(point, []).append(value)
         self._history.tell(configuration, measurement)
 
+    def foresee(self, configuration: Configuration, measurement: Measurement) -> None:  # noqa: B027
+        """See `Sampler`: a method without a belief of its own goes by measurements alone."""
+
     def recommend(self) -> Recommendation | None:
         """See `Sampler`."""
         ranked = self._ranked()

@@ -129,6 +129,10 @@ class MorphlingSampler:
         """See `Sampler`."""
         self._history.tell(configuration, measurement)
 
+    def foresee(self, configuration: Configuration, measurement: Measurement) -> None:
+        """See `Sampler`."""
+        self._history.foresee(configuration, measurement)
+
     def recommend(self) -> Recommendation | None:
         """See `Sampler`."""
         ranked, draws = self._ranked()

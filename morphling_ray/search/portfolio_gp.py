@@ -55,6 +55,10 @@ class PortfolioGpSampler:
         self._portfolio.observe(configuration, measurement)
         self._gp.observe(configuration, measurement)
 
+    def foresee(self, configuration: Configuration, measurement: Measurement) -> None:
+        """See `Sampler`."""
+        self._gp.foresee(configuration, measurement)
+
     def recommend(self) -> Recommendation | None:
         """See `Sampler`."""
         return self._gp.recommend()

@@ -114,6 +114,7 @@ def _config(ask: Ask) -> dict[str, Any]:
         "configuration": dict(ask.configuration),
         "stage": ask.stage,
         "needed": dict(ask.needed),
+        "exact": ask.exact,
     }
 
 

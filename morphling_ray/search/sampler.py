@@ -50,6 +50,13 @@ class Sampler(Protocol):
         """
         ...
 
+    def foresee(self, configuration: Configuration, measurement: Measurement) -> None:
+        """Tells what the measurement of another configuration says of this one, which may still be suggested.
+
+        It holds bounds, not metrics, or a reason that it would fail.
+        """
+        ...
+
     def recommend(self) -> Recommendation | None:
         """The best of what was measured and works, by expected objective; None before there is any."""
         ...

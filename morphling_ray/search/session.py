@@ -38,12 +38,14 @@ class Ask:
         configuration: What to measure.
         stage: `search`, or `confirm` for a finalist that is measured again.
         needed: By metric, what it takes to beat the best so far; empty where the trial must be measured in full.
+        exact: It must be this configuration; else one that costs nothing more to try and serves better will do.
     """
 
     number: int
     configuration: Configuration
     stage: str
     needed: Mapping[str, float] = field(default_factory=dict)
+    exact: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,8 @@ class Outcome:
 
     Attributes:
         configuration: The configuration.
-        metrics: Geometric means over its measurements, confirming ones counted twice.
+        metrics: Geometric means over its measurements, confirming ones counted twice, estimates only where there is
+            nothing else.
         objective: The objective at these.
         expected_objective: What the sampler expects of it, which is less than a lucky measurement says.
         sd: Standard deviation of that, or None without a model.
@@ -167,7 +170,7 @@ class SearchSession:
             given = self._initial.pop(0) if self._initial else None
             if given is not None:
                 self._sampler.reserve(given)
-                return self._begin(given, SEARCH, {})  # measured in full: it is what all others are compared with
+                return self._begin(given, SEARCH, {}, exact=True)  # in full: all others are compared with it
             if (configuration := self._sampler.suggest()) is not None:
                 return self._begin(configuration, SEARCH, self._needed(configuration))
             self._exhausted = True
@@ -175,7 +178,7 @@ class SearchSession:
         if not plan:
             return None
         self._sampler.reserve(plan[0])
-        return self._begin(plan.pop(0), CONFIRM, {})
+        return self._begin(plan.pop(0), CONFIRM, {}, exact=True)
 
     def tell(self, number: int, measurement: Measurement) -> float | None:
         """Takes in what a trial measured.
@@ -214,7 +217,7 @@ class SearchSession:
         if found is None:
             return None
         mine = self._pinned_trials(found.configuration)
-        metrics = _pooled([(s, m) for _, s, m in mine])
+        metrics = _pooled([(s, m) for _, s, m in mine if not m.estimated] or [(s, m) for _, s, m in mine])
         value = self._value(found.configuration, metrics)
         return Outcome(
             configuration=found.configuration,
@@ -239,16 +242,22 @@ class SearchSession:
             self._plan = (finalists * count)[: count if len(finalists) > 1 else (count + 1) // 2]
         return self._plan or []
 
-    def _begin(self, configuration: Configuration, stage: str, needed: Mapping[str, float]) -> Ask:
+    def _begin(
+        self, configuration: Configuration, stage: str, needed: Mapping[str, float], *, exact: bool = False
+    ) -> Ask:
         self._last_number += 1
         self._asked += 1
-        ask = Ask(number=self._last_number, configuration=configuration, stage=stage, needed=needed)
+        ask = Ask(number=self._last_number, configuration=configuration, stage=stage, needed=needed, exact=exact)
         self._outstanding[ask.number] = ask
         return ask
 
     def _record(self, number: int, stage: str, measurement: Measurement) -> float | None:
         self._told.append((number, stage, measurement))
         self._sampler.observe(measurement.configuration, measurement)
+        for sibling in measurement.siblings:
+            # What was asked for is settled even where a better sibling was measured in its stead.
+            settled = sibling.configuration == measurement.asked
+            (self._sampler.observe if settled else self._sampler.foresee)(sibling.configuration, sibling)
         if self._stopping.probability is not None and stage == SEARCH:
             found = self._sampler.recommend()
             self._stopping.told(found.p_near_best if found is not None else None)

@@ -15,6 +15,8 @@ computes what this rule does under any load, from the times that batches of each
 """
 
 import asyncio
+import time
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,12 +28,21 @@ LOGGED = 20_000  # batches that are remembered
 _SWEEP_GIVES_UP_S = 1.0  # without enough requests for the next size
 
 
+_live: "weakref.WeakSet[Batcher]" = weakref.WeakSet()
+
+
+def only() -> "Batcher | None":
+    """The process's batcher; None where there are none or several."""
+    alive = list(_live)
+    return alive[0] if len(alive) == 1 else None
+
+
 class Dropped(Exception):
     """The request was still waiting when everything that waited was dropped."""
 
 
 class Batch(NamedTuple):
-    """One batch that was computed; times are the event loop's, in seconds."""
+    """One batch that was computed; times are those of `time.perf_counter`."""
 
     size: int
     taken: float
@@ -58,12 +69,14 @@ class Batcher:
         self._queue: OrderedDict[asyncio.Future[Any], tuple[float, Any]] = OrderedDict()  # result -> arrival, item
         self._changed = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._sweep: deque[int] = deque()
         self.log: deque[Batch] = deque(maxlen=LOGGED)
         """The latest batches that were computed, in order."""
         self.computed = 0
         """How many there were in all."""
         self.reconfigure(max_batch_size=max_batch_size, batch_wait_timeout_s=batch_wait_timeout_s)
+        _live.add(self)
 
     def reconfigure(self, *, max_batch_size: int, batch_wait_timeout_s: float) -> None:
         """Changes the settings; they hold from the next batch on."""
@@ -100,13 +113,21 @@ class Batcher:
         log, total = self.log.copy(), self.computed
         return list(log)[max(0, len(log) - max(0, total - computed)) :]
 
+    def soon(self, function: Callable[[], Any]) -> None:
+        """Has `function` called where requests are received, from any thread."""
+        if self._loop is None:
+            function()
+        else:
+            self._loop.call_soon_threadsafe(function)
+
     async def __call__(self, item: Any) -> Any:
         """The result for one item; raises what `forward` raised for its batch."""
         loop = asyncio.get_running_loop()
         if self._worker is None:  # here and not in __init__: now there surely is a running loop
+            self._loop = loop
             self._worker = loop.create_task(self._work())
         result: asyncio.Future[Any] = loop.create_future()
-        self._queue[result] = loop.time(), item
+        self._queue[result] = time.perf_counter(), item  # the loop's own clock counts milliseconds under uvloop
         self._changed.set()
         try:
             return await result
@@ -119,7 +140,7 @@ class Batcher:
             batch = await self._next_batch()
             if not batch:
                 continue
-            taken, waiting = loop.time(), len(self._queue)
+            taken, waiting = time.perf_counter(), len(self._queue)
             try:
                 results = await loop.run_in_executor(self._executor, self._forward, list(batch.values()))
                 if len(results) != len(batch):
@@ -132,12 +153,11 @@ class Batcher:
             for future, value in zip(batch, results, strict=True):
                 if not future.done():
                     future.set_result(value)
-            self.log.append(Batch(len(batch), taken, loop.time(), waiting))
+            self.log.append(Batch(len(batch), taken, time.perf_counter(), waiting))
             self.computed += 1
 
     async def _next_batch(self) -> dict[asyncio.Future[Any], Any]:
         """Waits until a batch is due and takes it from the queue; results to items."""
-        loop = asyncio.get_running_loop()
         while True:
             self._changed.clear()
             most = self._sweep[0] if self._sweep else self.max_batch_size
@@ -147,7 +167,7 @@ class Batcher:
             if self._sweep:
                 wait_s = _SWEEP_GIVES_UP_S
             elif self._queue:
-                wait_s = next(iter(self._queue.values()))[0] + self.batch_wait_timeout_s - loop.time()
+                wait_s = next(iter(self._queue.values()))[0] + self.batch_wait_timeout_s - time.perf_counter()
                 if wait_s <= 0:
                     break
             try:

@@ -5,7 +5,7 @@ Each knob names a place in the config. Usual knobs have short names; any other n
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from morphling_ray.serving.limits import cpu_environment
 from morphling_ray.space import Configuration, Knob, Value
 
 APP_NAME = "morphling"
+BATCH_KEYS = ("max_batch_size", "batch_wait_timeout_ms", "batch_wait_timeout_s")
 SHORT_NAMES: dict[str, tuple[str, ...]] = {
     "cpu_cores": ("cpu_cores",),  # not a field of Serve: num_cpus, and cores that bind
     "num_replicas": ("num_replicas",),
@@ -180,6 +181,25 @@ def expected_replicas(facts: ApplicationFacts, configuration: Mapping[str, Value
     """Replicas of all deployments together."""
     entries = application_config(facts, configuration)["deployments"]
     return sum(e.get("num_replicas") or facts.deployments[e["name"]].num_replicas or 1 for e in entries)
+
+
+def batch_knobs(knobs: Iterable[Knob], facts: ApplicationFacts) -> list[str]:
+    """Names of the knobs that set how requests are batched, and nothing else."""
+    places = {knob.name: place_of(knob.name, facts).keys for knob in knobs}
+    return [name for name, keys in places.items() if keys in [("user_config", key) for key in BATCH_KEYS]]
+
+
+def batch_setting(facts: ApplicationFacts, configuration: Mapping[str, Value]) -> tuple[int, float] | None:
+    """`max_batch_size` and the wait in seconds that a configuration sets; None where its `user_config` has none.
+
+    Of an application with several deployments too: which one would be meant?
+    """
+    (entry, *others) = application_config(facts, configuration)["deployments"]
+    user_config = entry.get("user_config") or {}
+    size, wait_s = user_config.get("max_batch_size"), user_config.get("batch_wait_timeout_s", 0.0)
+    if "batch_wait_timeout_ms" in user_config:
+        wait_s = user_config["batch_wait_timeout_ms"] / 1e3
+    return (size, float(wait_s)) if isinstance(size, int) and not others else None
 
 
 def largest_batch(configuration: Mapping[str, Value]) -> int:

@@ -7,7 +7,6 @@ from what was observed, in the order in which it was observed, so that slow seco
 the twin leaves out (the way through Ray, several replicas that share requests unevenly) a real probe calibrates.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -24,6 +23,9 @@ BatchSetting = tuple[int, float]
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Sizes that a sweep measures. The cost is not monotone in the size: 3 may cost more than 4."""
 
+_REWEIGHTED, _USUAL = 10, 0.02  # rounds of the fit, and a relative error that is none
+_PAUSE = 1.25  # times as long as usual: something stood still
+
 _RATIOS = np.geomspace(0.1, 1.06, 16)  # rates over the capacity, of the first look
 _NEAR = np.linspace(0.88, 1.14, 9)  # and of the second, over the peak that the first one found
 _FIRST, _SECOND = (2, 800), (6, 1500)  # schedules, and requests in each
@@ -34,34 +36,94 @@ def sweep_sizes(largest: int) -> tuple[int, ...]:
     return (*tuple(size for size in SIZES if size < largest), largest)
 
 
+def ladder(largest: int) -> list[int]:
+    """One round of a sweep: all sizes upwards and down again, so that each follows a smaller and a larger one."""
+    up = list(sweep_sizes(largest))
+    return up + up[::-1]
+
+
+@dataclass(frozen=True)
+class Strays:
+    """How successive batches strayed from their usual time, in the order in which they were computed.
+
+    Attributes:
+        jitter: Factors, shape `(R,)`.
+        pauses_s: Seconds on top, shape `(R,)`: 0 for most; how long a pause is does not depend on the batch.
+    """
+
+    jitter: FloatArray
+    pauses_s: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.jitter)
+
+    def then(self, later: "Strays") -> "Strays":
+        """Both, one after the other."""
+        return Strays(np.append(self.jitter, later.jitter), np.append(self.pauses_s, later.pauses_s))
+
+
+NO_STRAYS = Strays(np.ones(1), np.zeros(1))
+
+
 @dataclass(frozen=True)
 class ServiceTimes:
     """How long batches take on one deployment, from one batch to the next while requests are waiting.
 
     Attributes:
         sizes: Sizes that were measured, ascending, shape `(k,)`.
-        seconds: Median time of each, shape `(k,)`.
-        residuals: Time of every batch over the median of its size, in the order in which they were computed.
+        seconds: Usual time of each, shape `(k,)`.
+        strays: How single batches stray from that.
     """
 
     sizes: IntArray
     seconds: FloatArray
-    residuals: FloatArray
+    strays: Strays
 
     @classmethod
-    def measured(cls, batches: Sequence[Batch]) -> "ServiceTimes":
-        """From batches that were computed one after the other, as a sweep leaves them.
+    def measured(cls, *logs: Sequence[Batch]) -> "ServiceTimes":
+        """From batches that were computed one after the other, as a sweep leaves them; one log a replica.
+
+        While a batch is computed, the answers of the one before are sent and as many new requests received, on the same
+        cores. So the time of batch i is `t[size_i] + c * (size_{i-1} - size_i)`, with `t` what it takes among others of
+        its size; both are fitted with weights that leave the batches out which something disturbed.
 
         Raises:
-            ValueError: There are not two of them between which the worker was not idle.
+            ValueError: No log has three batches.
         """
-        pairs = [(a.size, b.taken - a.taken) for a, b in itertools.pairwise(batches) if a.waiting >= b.size]
-        if not pairs:
-            raise ValueError("no batch was followed by another without a pause")
-        size, cycle = np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])
-        sizes = np.unique(size)
-        seconds = np.array([np.median(cycle[size == s]) for s in sizes])
-        return cls(sizes, seconds, cycle / seconds[np.searchsorted(sizes, size)])
+        rows = [_time(*three) for log in logs for three in zip(log, log[1:], log[2:])]
+        if not rows:
+            raise ValueError("no log has three batches")
+        before, size, time = (np.array(column) for column in zip(*rows))
+        sizes, row = np.unique(size, return_inverse=True)
+        design = np.zeros((len(size), len(sizes) + 1))
+        design[np.arange(len(size)), row] = 1.0
+        design[:, -1] = before - size
+        seconds = np.array([np.median(time[size == s]) for s in sizes])
+        weight = 1.0 / seconds[row]  # relative errors count
+        for _ in range(_REWEIGHTED):
+            fitted = np.linalg.lstsq(design * weight[:, None], time * weight, rcond=None)[0]
+            off = np.abs(time - design @ fitted) / seconds[row]
+            weight = 1.0 / seconds[row] / np.sqrt(np.maximum(off, _USUAL))  # least absolute errors, smoothed
+        per_request = float(np.clip(fitted[-1], 0.0, (seconds / sizes).min()))  # less than all of a request's time
+        own = time - per_request * design[:, -1]
+        seconds = np.array([np.median(own[size == s]) for s in sizes])
+        ratio = np.maximum(0.1, own / seconds[row])
+        # How often the machine pauses cannot be told from so few batches: `strays_of` long logs can.
+        middle = np.median(ratio)
+        usual = 3 * 1.4826 * np.median(np.abs(ratio - middle))
+        jitter = np.clip(ratio, middle - usual, middle + usual)
+        return cls(sizes, seconds, Strays(jitter, np.zeros(len(jitter))))
+
+    def strays_of(self, batches: Sequence[Batch]) -> Strays:
+        """How these batches strayed, from what is usual among themselves: the machine's speed is not counted."""
+        size = np.array([b.size for b in batches], int)
+        time = np.array([b.done - b.taken for b in batches])
+        expected = self.of(int(size.max(initial=1)))[size]
+        if not len(size):
+            return Strays(np.empty(0), np.empty(0))
+        expected = expected * np.median(time / expected)
+        paused = time > _PAUSE * expected
+        return Strays(np.where(paused, 1.0, time / expected), np.where(paused, time - expected, 0.0))
 
     def of(self, largest: int) -> FloatArray:
         """Seconds of batches of 0 to `largest` requests, shape `(largest + 1,)`; sizes between are interpolated."""
@@ -75,14 +137,15 @@ class ServiceTimes:
         """All times multiplied."""
         return replace(self, seconds=self.seconds * factor)
 
-    @property
-    def relative_error(self) -> float:
-        """Standard error of a typical entry, relative."""
-        return float(np.std(np.log(self.residuals)) / np.sqrt(max(1.0, len(self.residuals) / len(self.sizes))))
+
+def _time(before: Batch, batch: Batch, after: Batch) -> tuple[int, int, float]:
+    """Sizes of two successive batches, and the time of the second: to the next one, where that was waiting."""
+    end = after.taken if batch.waiting >= after.size else batch.done
+    return before.size, batch.size, end - batch.taken
 
 
 def simulate(
-    arrivals: FloatArray, seconds: FloatArray, settings: Sequence[BatchSetting], residuals: FloatArray, seed: int
+    arrivals: FloatArray, seconds: FloatArray, settings: Sequence[BatchSetting], strays: Strays, seed: int
 ) -> FloatArray:
     """The batcher's rule, in L lanes at once.
 
@@ -90,7 +153,7 @@ def simulate(
         arrivals: Ascending arrival times of each lane, shape `(L, N)`.
         seconds: Times of batches of 0 to B requests, shape `(B + 1,)` or one row a lane, `(L, B + 1)`.
         settings: Setting of each lane, L of them, none with larger batches than B.
-        residuals: Factors on the time of successive batches, shape `(R,)`; each lane starts somewhere else in them.
+        strays: Of successive batches; each lane starts somewhere else in them.
         seed: Of these places.
 
     Returns:
@@ -102,7 +165,7 @@ def simulate(
     table = np.broadcast_to(seconds, (lanes, seconds.shape[-1]))
     ahead = np.arange(int(most.max()))
     padded = np.concatenate([arrivals, np.full((lanes, len(ahead) + 1), np.inf)], axis=1)
-    place: IntArray = np.random.default_rng(seed).integers(len(residuals), size=(lanes,))
+    place: IntArray = np.random.default_rng(seed).integers(len(strays), size=(lanes,))
     out = np.empty_like(padded)
     first: IntArray = np.zeros(lanes, int)
     free: FloatArray = np.zeros(lanes)
@@ -114,7 +177,8 @@ def simulate(
         start = np.maximum(free[row], np.minimum(full, queue[:, 0] + wait[row]))
         joined = queue <= start[:, None]
         size: IntArray = joined.sum(1)
-        done: FloatArray = start + table[row, size] * residuals[place[row] % len(residuals)]
+        at = place[row] % len(strays)
+        done: FloatArray = start + table[row, size] * strays.jitter[at] + strays.pauses_s[at]
         lane, column = np.nonzero(joined)
         out[row[lane], first[row[lane]] + column] = done[lane]
         free[row], first[row], place[row] = done, first[row] + size, place[row] + 1
@@ -155,7 +219,7 @@ def predicted_peaks(
         s, k = rates.shape
         arrivals = (unit[None, None] / rates[:, :, None, None]).reshape(-1, requests)
         each = [setting for setting in settings for _ in range(k * schedules)]
-        latency = simulate(arrivals, seconds, each, times.residuals, seed)
+        latency = simulate(arrivals, seconds, each, times.strays, seed)
         return np.asarray((latency > slo_s - overhead_s).reshape(s, k, -1).mean(2))
 
     rates = capacity[:, None] * _RATIOS

@@ -245,3 +245,71 @@ def test_says_what_the_sampler_has_to_say() -> None:
     known = MorphlingSampler(LINE, PER_DOLLAR, seed=0, learned=prior())
     running = SearchSession(LINE, PER_DOLLAR, known, max_trials=3, time_budget_s=None, clock=lambda: 0.0, confirm=0)
     assert "left out" in running.notes[0]
+
+
+def foreseen(configuration: Configuration, peak_rps: float, width: float = 1.05) -> Measurement:
+    """What a sibling's measurement tells of a configuration."""
+    bounds = {"peak_rps": (peak_rps / width, peak_rps * width)}
+    return Measurement(configuration=configuration, bounds=bounds, noise_sd={"peak_rps": 0.0})
+
+
+def test_siblings_are_foreseen_and_what_was_asked_for_is_settled() -> None:
+    """Fails if a forecast is taken for a measurement, is lost, or if what was asked for is asked for again."""
+    sampler = MorphlingSampler(LINE, PER_DOLLAR, seed=0)
+    running = SearchSession(LINE, PER_DOLLAR, sampler, max_trials=8, time_budget_s=None, clock=lambda: 0.0, confirm=0)
+    ask = running.next()
+    assert ask is not None
+    better = {"cpu_cores": ask.configuration["cpu_cores"] % 12 + 1}
+    others = [c for c in LINE.configurations if c not in (better, ask.configuration)]
+    measurement = replace(
+        measured(better, peak(better)),
+        asked=ask.configuration,
+        siblings=tuple(foreseen(c, peak(c)) for c in [ask.configuration, *others]),
+    )
+    running.tell(ask.number, measurement)
+    outcome = running.recommendation()
+    assert outcome is not None
+    assert outcome.configuration == better  # the only one that was measured
+    following = running.next()
+    assert following is not None
+    assert following.configuration == {"cpu_cores": 1}  # foreseen to be the best
+    assert not following.exact
+
+
+def test_what_is_foreseen_to_fail_is_not_tried() -> None:
+    """Fails if a forecast of infeasibility is lost."""
+    sampler = MorphlingSampler(LINE, PER_DOLLAR, seed=0)
+    running = SearchSession(LINE, PER_DOLLAR, sampler, max_trials=12, time_budget_s=None, clock=lambda: 0.0, confirm=0)
+    ask = running.next()
+    assert ask is not None
+    doomed = [c for c in LINE.configurations if c != ask.configuration][:6]
+    hopeless = tuple(Measurement(configuration=c, infeasible_because="not foreseen to work") for c in doomed)
+    running.tell(ask.number, replace(measured(ask.configuration, peak(ask.configuration)), siblings=hopeless))
+    asked = finish(running)
+    assert len(asked) == 5
+    assert all(a.configuration not in doomed for a in asked)
+
+
+def test_the_present_configuration_and_finalists_are_measured_themselves() -> None:
+    """Fails if a better sibling may stand in for what all others are compared with."""
+    asks = finish(session(max_trials=6, initial=[{"cpu_cores": 5}]))
+    assert asks[0].exact
+    assert [a.exact for a in asks[1:]] == [a.stage == CONFIRM for a in asks[1:]]
+    assert asks[-1].exact
+
+
+def test_an_estimate_does_not_count_beside_a_measurement() -> None:
+    """Fails if what is said of the recommended configuration rests on a model where it was measured as well."""
+    running = session(SearchSpace([Knob("cpu_cores", (1,))]), max_trials=5)
+    first = running.next()
+    assert first is not None
+    running.tell(first.number, replace(measured(first.configuration, 30.0), estimated=True))
+    alone = running.recommendation()
+    assert alone is not None
+    assert alone.metrics["peak_rps"] == pytest.approx(30.0)
+    second = running.next()
+    assert second is not None
+    running.tell(second.number, measured(second.configuration, 20.0))
+    both = running.recommendation()
+    assert both is not None
+    assert both.metrics["peak_rps"] == pytest.approx(20.0)

@@ -1,0 +1,191 @@
+"""The batching twin in a trial: what the replicas that are up now would do with every batch setting of the space.
+
+attach: is it our batcher? ─► table: a sweep under load ─► forecast ─► a real probe calibrates it (`compared`)
+
+It guides and ranks. Where it does not hold (another batcher, several deployments) plain probes do the work.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from morphling_ray.load.crew import Crew
+from morphling_ray.objective import Slo
+from morphling_ray.serving.application import ApplicationFacts
+from morphling_ray.serving.control import ReplicaBatcher
+from morphling_ray.serving.deployment import Replica
+from morphling_ray.serving.serve_config import batch_knobs, batch_setting
+from morphling_ray.serving.twin import (
+    BatchSetting,
+    ServiceTimes,
+    Strays,
+    ladder,
+    predicted_peaks,
+    sweep_sizes,
+)
+from morphling_ray.space import Configuration, SearchSpace
+
+ROUNDS = 2.5  # of the ladder, in a table
+TABLE_S = (1.2, 4.0)
+STRAYS = 2000  # batches that show how often the machine pauses
+ALONE = 7  # requests without company: what the way through Ray takes
+# Standard deviations of log-peaks, as benchmarks/twin.py and benchmarks/peak.py find them: of a forecast, and of one
+# that a real window was averaged with, which has this weight.
+FORECAST_SD, CALIBRATED_SD = 0.08, 0.06
+WINDOW_WEIGHT = 0.3
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What was measured on one deployment: times of batches, and of the way to the replica and back."""
+
+    times: ServiceTimes
+    overhead_s: float
+
+
+class BatchingTwin:
+    """Forecasts for the replicas that are up; tables are kept, so that a deployment that returns needs none.
+
+    Args:
+        facts: The application.
+        slo: What a rate must meet.
+        crew: Offers load to it.
+        space: Whose batch settings are of interest.
+    """
+
+    def __init__(self, facts: ApplicationFacts, slo: Slo, crew: Crew, space: SearchSpace) -> None:
+        self._facts = facts
+        self._slo = slo
+        self._crew = crew
+        self._free = batch_knobs(space.knobs, facts)
+        self._variants: dict[str, list[Configuration]] = {}
+        for configuration in space.configurations:
+            self._variants.setdefault(self._deployment(configuration), []).append(configuration)
+        self._batchers: list[ReplicaBatcher] = []
+        self._tables: dict[str, _Table] = {}
+        self._log_ratios: list[float] = []  # peaks that probes found over what was foreseen, uncorrected
+        self._strays = Strays(np.empty(0), np.empty(0))  # of all batches in all probes: the machine's
+        self._computed: list[int] = []  # batches of each replica before the probe
+
+    def attach(self, configuration: Configuration, replicas: Sequence[Replica]) -> bool:
+        """Looks for our batcher in each replica, with the very settings that were deployed."""
+        setting = batch_setting(self._facts, configuration)
+        found = [ReplicaBatcher.find(r.actor_name) for r in replicas] if setting is not None else []
+        self._batchers = [b for b in found if b is not None]
+        states = [b.state() for b in self._batchers]
+        agree = [s is not None and (s.max_batch_size, s.batch_wait_timeout_s) == setting for s in states]
+        return bool(self._free) and len(agree) == len(replicas) and all(agree)
+
+    def drop(self) -> None:
+        """Drops what waits in the replicas' queues: requests of a probe that is over."""
+        for batcher in self._batchers:
+            batcher.drop()
+
+    def forget(self) -> None:
+        """Throws all tables and calibrations away; how often the machine pauses is not forgotten."""
+        self._tables.clear()
+        self._log_ratios.clear()
+
+    def knows(self, configuration: Configuration) -> bool:
+        """Whether there is a table of this deployment."""
+        return self._deployment(configuration) in self._tables
+
+    def measure(self, configuration: Configuration, rough_rps: float) -> None:
+        """Makes the table of the deployment that is up, as `configuration` says.
+
+        Args:
+            configuration: That is deployed.
+            rough_rps: About how much it serves in a closed loop.
+
+        Raises:
+            ValueError: The replicas computed too few batches.
+        """
+        n = len(self._batchers)
+        settings = self._settings(configuration)
+        largest = max(size for size, _ in settings)
+        room = rough_rps / n * self._slo.latency_s  # a larger batch alone takes longer than the SLO allows
+        largest = min(largest, next((size for size in sweep_sizes(largest) if size > room), largest))
+        round_s = sum(ladder(largest)) * n / rough_rps
+        window_s = min(max(ROUNDS * round_s, TABLE_S[0]), TABLE_S[1])
+        before = [batcher.state() for batcher in self._batchers]
+        for batcher in self._batchers:
+            batcher.sweep(ladder(largest) * math.ceil(10 * window_s / round_s))
+        self._crew.saturate(in_flight=n * (2 * largest + 16), window_s=window_s)
+        logs = [b.since(s.computed if s is not None else 0) for b, s in zip(self._batchers, before)]
+        for batcher in self._batchers:
+            batcher.sweep([])
+            batcher.drop()
+        times = ServiceTimes.measured(*logs)
+        size, wait_s = batch_setting(self._facts, configuration) or (1, 0.0)
+        alone = self._crew.alone(ALONE)
+        overhead_s = float(np.median(alone)) - float(times.of(1)[1]) - (wait_s if size > 1 else 0.0) if alone else 0.0
+        self._tables[self._deployment(configuration)] = _Table(times, max(0.0, overhead_s))
+
+    def forecast(self, configurations: Sequence[Configuration]) -> list[float]:
+        """Peak of each configuration, in RPS, 0 where no rate meets the SLO; all of one deployment with a table."""
+        table = self._table(configurations[0])
+        settings = [batch_setting(self._facts, c) or (1, 0.0) for c in configurations]
+        few = max(0, STRAYS - len(self._strays))  # seldom pauses are not to be made out from few batches
+        undisturbed = Strays(np.resize(table.times.strays.jitter, few), np.zeros(few))
+        peaks = predicted_peaks(
+            replace(table.times, strays=self._strays.then(undisturbed)),
+            settings,
+            slo_s=self._slo.latency_s,
+            percentile=self._slo.percentile,
+            overhead_s=table.overhead_s,
+            replicas=len(self._batchers),
+        )
+        return [self.factor * float(peak) for peak in peaks]
+
+    def variants(self, configuration: Configuration) -> list[Configuration]:
+        """All configurations of the space that differ from it in batch settings alone, itself included."""
+        found = [dict(c) for c in self._variants.get(self._deployment(configuration), [])]
+        return found if configuration in found else [dict(configuration), *found]
+
+    @property
+    def factor(self) -> float:
+        """Peaks over forecasts: the mean of what probes showed so far, and of the belief in 1."""
+        return math.exp(sum(self._log_ratios) / (len(self._log_ratios) + 1))
+
+    def compared(self, foreseen_rps: float, found_rps: float) -> None:
+        """Takes in what real probes found where `forecast` said something else."""
+        self._log_ratios.append(math.log(found_rps / foreseen_rps * self.factor))
+
+    def capacity_rps(self, configuration: Configuration) -> float:
+        """What the replicas serve when they are never idle."""
+        size, _ = batch_setting(self._facts, configuration) or (1, 0.0)
+        sizes = np.arange(1, size + 1)
+        return len(self._batchers) * float((sizes / self._table(configuration).times.of(size)[1:]).max())
+
+    def alone_s(self, configuration: Configuration) -> float:
+        """Latency of a request without company."""
+        table = self._table(configuration)
+        size, wait_s = batch_setting(self._facts, configuration) or (1, 0.0)
+        return table.overhead_s + float(table.times.of(1)[1]) + (wait_s if size > 1 else 0.0)
+
+    def before_probe(self) -> None:
+        """Notes where the replicas' logs stand."""
+        self._computed = [s.computed for b in self._batchers if (s := b.state()) is not None]
+
+    def after_probe(self, configuration: Configuration) -> None:
+        """Takes in how batches strayed since then."""
+        table = self._tables.get(self._deployment(configuration))
+        if table is None:
+            return
+        for batcher, computed in zip(self._batchers, self._computed):
+            self._strays = self._strays.then(table.times.strays_of(batcher.since(computed)))
+        kept = slice(-10 * STRAYS, None)
+        self._strays = Strays(self._strays.jitter[kept], self._strays.pauses_s[kept])
+
+    def _settings(self, configuration: Configuration) -> list[BatchSetting]:
+        found = [batch_setting(self._facts, c) for c in self.variants(configuration)]
+        return [setting for setting in found if setting is not None]
+
+    def _table(self, configuration: Configuration) -> _Table:
+        return self._tables[self._deployment(configuration)]
+
+    def _deployment(self, configuration: Mapping[str, object]) -> str:
+        return json.dumps({k: v for k, v in configuration.items() if k not in self._free}, sort_keys=True)

@@ -1,0 +1,91 @@
+"""A replica's batcher, read and steered from outside, while the replica serves.
+
+    lane ─► ReplicaBatcher ─► Serve's replica actor (`__ray_call__`) ─► the process's one Batcher, in its event loop
+
+The application needs no code for this: a `Batcher` registers itself where it is made.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import ray
+from ray.serve._private.constants import SERVE_NAMESPACE
+
+from morphling_ray.serving import batcher
+from morphling_ray.serving.batcher import Batch
+
+TIMEOUT_S = 5.0
+
+
+class BatcherState(NamedTuple):
+    """What a batcher is set to, and how many batches it has computed."""
+
+    max_batch_size: int
+    batch_wait_timeout_s: float
+    computed: int
+
+
+class ReplicaBatcher:
+    """The batcher of one replica.
+
+    Args:
+        actor_name: Name of the replica's actor, as Serve's own details give it.
+
+    Raises:
+        ValueError: There is no such actor.
+    """
+
+    def __init__(self, actor_name: str) -> None:
+        self._actor = ray.get_actor(actor_name, namespace=SERVE_NAMESPACE)
+
+    @classmethod
+    def find(cls, actor_name: str) -> "ReplicaBatcher | None":
+        """The replica's batcher; None where it has none of ours, or more than one, or cannot be asked."""
+        try:
+            found = cls(actor_name)
+            return found if found.state() is not None else None
+        except Exception:  # noqa: BLE001  a dead replica, or one that lacks this package: there is no batcher to steer
+            return None
+
+    def state(self) -> BatcherState | None:
+        """What it is set to."""
+        state: BatcherState | None = self._call(_state)
+        return state
+
+    def sweep(self, sizes: Sequence[int]) -> None:
+        """See `Batcher.sweep`."""
+        self._call(_sweep, list(sizes))
+
+    def drop(self) -> None:
+        """See `Batcher.drop`."""
+        self._call(_drop)
+
+    def since(self, computed: int) -> list[Batch]:
+        """See `Batcher.since`."""
+        return [Batch(*b) for b in self._call(_since, computed)]
+
+    def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+        return ray.get(self._actor.__ray_call__.remote(function, *args), timeout=TIMEOUT_S)
+
+
+# What runs in the replica. The first argument is Serve's actor, which is not needed: a process has one replica.
+
+
+def _state(_: Any) -> BatcherState | None:
+    only = batcher.only()
+    return None if only is None else BatcherState(only.max_batch_size, only.batch_wait_timeout_s, only.computed)
+
+
+def _sweep(_: Any, sizes: Sequence[int]) -> None:
+    if (only := batcher.only()) is not None:
+        only.soon(lambda: only.sweep(sizes))
+
+
+def _drop(_: Any) -> None:
+    if (only := batcher.only()) is not None:
+        only.soon(only.drop)
+
+
+def _since(_: Any, computed: int) -> list[Batch]:
+    only = batcher.only()
+    return [] if only is None else only.since(computed)
