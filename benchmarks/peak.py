@@ -12,8 +12,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.bench import Reference, keep, percentiles, serving, spread
+from morphling_ray.space import Configuration
 
-CONFIGURATION = {"cpu_cores": 1, "max_batch_size": 8, "batch_wait_timeout_ms": 5, "precision": "float32"}
+CONFIGURATION: Configuration = {
+    "cpu_cores": 1,
+    "max_batch_size": 8,
+    "batch_wait_timeout_ms": 5,
+    "precision": "float32",
+}
+PATHS = ("twin", "probes")
 WINDOWS = 5  # of the reference, after each repeat
 
 
@@ -22,32 +29,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peak", description=__doc__)
     parser.add_argument("--repeats", type=int, default=10)
     arguments = parser.parse_args(argv)
-    rows = []
+    peaks: dict[str, list[float]] = {path: [] for path in PATHS}
+    seconds: dict[str, list[float]] = {path: [] for path in PATHS}
     with serving() as (_, evaluator, say):
-        reference = None
-        evaluator.measure(CONFIGURATION, exact=True)  # deployed and warm
+        first = evaluator.measure(CONFIGURATION, exact=True)  # deployed and warm
+        reference = Reference(first.metrics["peak_rps"], seed=1)
         for repeat in range(arguments.repeats):
-            for path in ("twin", "probes"):
+            for path in PATHS:
                 began = time.monotonic()
                 measurement = evaluator.again(CONFIGURATION, by_probes=path == "probes", seed=repeat)
-                peak = float(measurement.metrics["peak_rps"])
-                row = {"path": path, "repeat": repeat, "peak_rps": peak, "seconds": time.monotonic() - began}
-                rows.append({**row, "probes": len(measurement.probes), "foreseen": measurement.estimated})
-                say("{path:>6} {repeat:2d}: {peak_rps:6.1f} RPS in {seconds:4.1f} s".format(**row))
-            reference = reference or Reference(rows[0]["peak_rps"], seed=1)
+                seconds[path].append(time.monotonic() - began)
+                peaks[path].append(measurement.metrics["peak_rps"])
+                say(f"{path:>6} {repeat:2d}: {peaks[path][-1]:6.1f} RPS in {seconds[path][-1]:4.1f} s")
             for _ in range(WINDOWS):
                 reference.window(evaluator.crew)
-    truth = reference.peak_rps()
-    shares = ", ".join(f"{r:.0f}: {s:.2%}" for r, s in zip(reference.rates, reference.late / reference.requests))
-    print(f"reference, {reference.seconds:.0f} s of fresh schedules: {truth:.1f} RPS (late at {shares})")
-    for path in ("twin", "probes"):
-        mine = [r for r in rows if r["path"] == path]
-        peaks = [r["peak_rps"] for r in mine]
+    truth, shares = reference.peak_rps(), reference.late / reference.requests
+    late = ", ".join(f"{rate:.0f}: {share:.2%}" for rate, share in zip(reference.rates, shares, strict=True))
+    print(f"reference, {reference.seconds:.0f} s of fresh schedules: {truth:.1f} RPS (late at {late})")
+    for path in PATHS:
+        bias = np.exp(np.mean(np.log(peaks[path]))) / truth - 1
         print(
-            f"{path:>6}: coefficient of variation {spread(peaks):.1%} over {len(peaks)}, bias "
-            f"{np.exp(np.mean(np.log(peaks))) / truth - 1:+.1%}, {percentiles([r['seconds'] for r in mine])} s"
+            f"{path:>6}: coefficient of variation {spread(peaks[path]):.1%} over {len(peaks[path])}, bias {bias:+.1%}, "
+            f"{percentiles(seconds[path])} s"
         )
-    keep("peak", [*rows, {"reference_rps": truth, "seconds": reference.seconds}], argv or sys.argv[1:])
+    keep("peak", [{"peaks": peaks, "seconds": seconds, "reference_rps": truth, "late": late}], argv or sys.argv[1:])
     return 0
 
 

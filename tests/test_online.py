@@ -50,9 +50,8 @@ def truth(settings: list[tuple[int, float]]) -> Any:
     from benchmarks.servers import BATCH_S, ITEM_S
 
     sizes = np.arange(1, 17)
-    return predicted_peaks(
-        ServiceTimes(sizes, BATCH_S + ITEM_S * sizes, NO_STRAYS), settings, slo_s=SLO_MS / 1e3, percentile=99.0
-    )
+    seconds = np.array([BATCH_S + ITEM_S * size for size in sizes])
+    return predicted_peaks(ServiceTimes(sizes, seconds, NO_STRAYS), settings, slo_s=SLO_MS / 1e3, percentile=99.0)
 
 
 @pytest.mark.parametrize("served", [("batching", None)], indirect=True)
@@ -106,7 +105,7 @@ def test_a_replica_that_was_replaced_gets_the_settings_again(served: tuple[Any, 
     from morphling_ray.serving.control import ReplicaBatcher
 
     _, evaluator = served
-    deployer = evaluator._deployer
+    deployer = evaluator.deployer
     small = {"cpu_cores": 1, "max_batch_size": 2, "batch_wait_timeout_ms": 0}
     large = {**small, "max_batch_size": 16}
     (first,) = deployer.deploy(small)

@@ -74,10 +74,10 @@ def test_service_times_come_from_batches_without_a_pause() -> None:
         now += took + (30.0 if idle else 0.0)
     times = ServiceTimes.measured(batches)
     assert times.sizes.tolist() == [2, 4]
-    assert times.seconds == pytest.approx([1.0, 2.0])
+    assert times.seconds == pytest.approx([1.0, 2.0], rel=0.01)
     assert times.strays.jitter.max() < 1.5  # one long batch of eight does not say how often there are long ones
-    assert times.of(5) == pytest.approx([1.0, 1.0, 1.0, 1.5, 2.0, 2.5])
-    assert times.scaled(2.0).seconds == pytest.approx([2.0, 4.0])
+    assert times.of(5) == pytest.approx([1.0, 1.0, 1.0, 1.5, 2.0, 2.5], rel=0.01)
+    assert times.scaled(2.0).seconds == pytest.approx([2.0, 4.0], rel=0.01)
     assert sweep_sizes(8) == (1, 2, 3, 4, 6, 8)
     with pytest.raises(ValueError, match="three batches"):
         ServiceTimes.measured(batches[:2])

@@ -98,7 +98,7 @@ class OnlineEvaluator:
     ) -> None:
         self._slo = slo
         self._seed = seed
-        self._deployer = Deployer(facts, startup_timeout_s=startup_timeout_s)
+        self.deployer = Deployer(facts, startup_timeout_s=startup_timeout_s)
         self.crew = Crew(APP_NAME, source, root_url, slo)
         self._twin = BatchingTwin(facts, slo, self.crew, space) if space is not None else None
         self._node_id = ray.get_runtime_context().get_node_id()
@@ -158,10 +158,10 @@ class OnlineEvaluator:
         watch, configuration = trial.watch, trial.configuration
         with watch.stage("deploying"):
             try:
-                before, self._replicas = self._replicas, self._deployer.deploy(configuration)
+                before, self._replicas = self._replicas, self.deployer.deploy(configuration)
             except DeploymentFailed as failure:
                 trial.details["log"] = failure.log[-4000:]
-                self._deployer.delete(wait=True)
+                self.deployer.delete(wait=True)
                 self._replicas = []
                 return trial.measurement(infeasible_because=failure.reason)
             new = self._replicas != before
@@ -209,7 +209,7 @@ class OnlineEvaluator:
         if best != asked and not trial.exact and str(best) not in self._peaks:
             trial.configuration = best
             with watch.stage("deploying"):
-                self._replicas = self._deployer.deploy(best)
+                self._replicas = self.deployer.deploy(best)
         peak_rps = foreseen[str(trial.configuration)]
         trial.details["foreseen_rps"] = round(peak_rps, 1)
 
@@ -344,12 +344,12 @@ class OnlineEvaluator:
         return not free
 
     def _intact(self) -> bool:
-        return self._deployer.replicas() == self._replicas
+        return self.deployer.replicas() == self._replicas
 
     def close(self) -> None:
         """Takes the application and the drivers down."""
         self.crew.close()
-        self._deployer.delete(wait=False)
+        self.deployer.delete(wait=False)
 
 
 def _foreseen(configuration: Configuration, peak_rps: float) -> Measurement:

@@ -144,6 +144,11 @@ class History:
         """Points that were measured or are being measured."""
         return {*self._outcomes, *self.pending}
 
+    @property
+    def foreseen(self) -> set[int]:
+        """Points of which something is known, be it from the measurement of another one."""
+        return set(self._values)
+
     def free(self) -> list[int]:
         """Candidates that were neither measured nor are being measured, in order."""
         used = self.used

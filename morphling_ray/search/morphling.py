@@ -3,7 +3,8 @@
 1. The first configuration is the one that reaches the largest share of the optimum on the tasks that the prior deems
    likely; without a prior, a point in the middle and two far from it.
 2. Then the largest expected improvement over the best so far and over all that is being measured, as a share of the
-   best, times the probability that the configuration works.
+   best, times the probability that the configuration works; where one deployment tells about several configurations,
+   the improvement that the best of them brings, per second of the trial.
 3. The recommendation is the measured configuration with the highest expected objective: a lucky measurement is not
    taken at face value.
 """
@@ -20,6 +21,7 @@ from morphling_ray.meta.prior import Prior
 from morphling_ray.meta.tasks import TrainingTask
 from morphling_ray.objective import Objective
 from morphling_ray.search.acquisition import Values, quasi_normals
+from morphling_ray.search.deployments import Deployments
 from morphling_ray.search.history import History
 from morphling_ray.search.sampler import Recommendation
 from morphling_ray.search.surrogate import Belief, Surrogate
@@ -75,7 +77,8 @@ class MorphlingSampler:
         seed: Of the draws.
         learned: What earlier tasks taught, or None.
         free_knobs: Knobs that cost nothing to vary: one trial of a configuration measures it with all of their values,
-            so that what is proposed is the rest of the configuration, by the best that it may hold.
+            so that what is proposed is the rest of the configuration, by the best that it may hold. Where a measurement
+            has siblings, it says so itself.
     """
 
     def __init__(
@@ -88,7 +91,7 @@ class MorphlingSampler:
         free_knobs: Sequence[str] = (),
     ) -> None:
         rng = np.random.default_rng(seed)
-        self._bound = [knob.name for knob in space.knobs if knob.name not in free_knobs] if free_knobs else []
+        self._deployments = Deployments([knob.name for knob in space.knobs], free_knobs)
         self.notes = learned.mismatch(space.knobs, objective.metrics) if learned is not None else ""
         """What the user should know about the prior; empty if it fits."""
         if learned is not None and not learned.knows(space.knobs, objective.metrics):
@@ -107,10 +110,10 @@ class MorphlingSampler:
     def suggest(self) -> Configuration | None:
         """See `Sampler`."""
         free = np.array(self._history.free(), int)
-        if self._bound and len(free):
-            taken = np.unique(np.append(self._history.pending, []).astype(int))
-            everything = self._deployments(np.arange(len(self._history.points)))
-            free = free[~np.isin(everything[free], everything[taken])] if len(taken) else free
+        if self._deployments.free and len(free) and self._history.pending:
+            number = self._deployments.number(self._history.points)
+            others = free[~np.isin(number[free], number[self._history.pending])]  # those will be told of anyway
+            free = others if len(others) else free
         if len(free):
             point = self._most_promising(free)
         else:
@@ -128,6 +131,7 @@ class MorphlingSampler:
     def observe(self, configuration: Configuration, measurement: Measurement) -> None:
         """See `Sampler`."""
         self._history.tell(configuration, measurement)
+        self._deployments.tell(measurement)
 
     def foresee(self, configuration: Configuration, measurement: Measurement) -> None:
         """See `Sampler`."""
@@ -162,7 +166,7 @@ class MorphlingSampler:
 
     def _most_promising(self, free: IntArray) -> int:
         draws = self._draws()
-        designing = not self._surrogate.informed and len(self._history.used) < _DESIGN
+        designing = not self._surrogate.informed and len(self._history.used | self._history.foreseen) < _DESIGN
         if draws is None or designing or not np.isin(draws.points, free).any():
             return int(free[int(self._spread()[free].argmax())])
         there = np.isin(draws.points, self._history.pending)
@@ -176,17 +180,20 @@ class MorphlingSampler:
         gains *= draws.works
         gains[:, ~np.isin(draws.points, free)] = -1.0
         score = gains.mean(0)
-        if self._bound:
-            together = self._deployments(draws.points)
-            best = np.stack([gains[:, together == d].max(1).mean() for d in range(together.max() + 1)])
-            score = np.where(together == int(best.argmax()), score, -1.0)
+        if self._deployments.free:
+            score = self._per_second(draws.points, gains, score)
         return int(draws.points[int(score.argmax())])
 
-    def _deployments(self, points: IntArray) -> IntArray:
-        """Number of the deployment that each point belongs to: points that differ in free knobs alone share one."""
-        columns = [np.unique(self._history.columns()[name], return_inverse=True)[1] for name in self._bound]
-        rows = np.stack(columns, axis=1)[points] if columns else np.zeros((len(points), 1), int)
-        return np.asarray(np.unique(rows, axis=0, return_inverse=True)[1]).reshape(-1)
+    def _per_second(self, points: IntArray, gains: FloatArray, score: FloatArray) -> FloatArray:
+        """Expected gain per second of a trial; that of a new deployment is what the best of it may bring."""
+        configurations = [self._history.points[int(p)] for p in points]
+        number, new = self._deployments.number(configurations), self._deployments.new(configurations)
+        out = score.copy()
+        for deployment in np.unique(number[new]):
+            together = np.flatnonzero(number == deployment)
+            best = int(together[int(score[together].argmax())])
+            out[together], out[best] = -1.0, gains[:, together].max(1).mean()
+        return np.asarray(np.where(out > 0, out / self._deployments.relative_seconds(configurations), out))
 
     def _spread(self) -> FloatArray:
         """The distance of each point from what was tried; at first, closeness to the middle of the space."""

@@ -1,7 +1,7 @@
 """A search session as a Ray Tune search algorithm: trial ids to trial numbers and back, and nothing else.
 
-The trainable gets `{"number", "configuration", "stage", "needed"}` as its config and reports one result with the key
-`measurement`: the JSON text of `Measurement.to_dict()`.
+The trainable gets `{"number", "configuration", "stage", "needed", "exact"}` as its config and reports one result with
+the key `measurement`: the JSON text of `Measurement.to_dict()`.
 """
 
 import json

@@ -70,6 +70,10 @@ class Scripted:
     def reserve(self, configuration: Configuration) -> None:
         self.reserved.append(configuration)
 
+    def foresee(self, configuration: Configuration, measurement: Measurement) -> None:
+        """Nothing is foreseen where everything is recorded."""
+        raise NotImplementedError
+
     def observe(self, configuration: Configuration, measurement: Measurement) -> None:
         assert configuration == measurement.configuration
         self.observed.append(measurement)

@@ -40,7 +40,7 @@ def test_a_whole_search() -> None:
         if config == SessionSearcher.FINISHED:
             break
         assert isinstance(config, dict)
-        assert set(config) == {"number", "configuration", "stage", "needed"}
+        assert set(config) == {"number", "configuration", "stage", "needed", "exact"}
         assert config["number"] == n
         search.on_trial_complete(f"id-{n}", result(config))
     assert search.suggest("one more") == SessionSearcher.FINISHED
