@@ -79,6 +79,10 @@ def recommendation(
     out["objective"] = plan.objective.reported(value)
     out["probability_within_5_percent"] = chosen.p_near_best
     out["notes"] += list(best.measurement.notes)
+    if best.measurement.estimated:
+        out["notes"].append(
+            "The peak is an estimate: a forecast from the times of batches, corrected by a real window."
+        )
     if isinstance(plan.objective, ServingObjective):
         peak = best.measurement.metrics["peak_rps"]
         value = best.objective or 0.0

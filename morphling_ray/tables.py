@@ -8,7 +8,18 @@ from morphling_ray.measurement import Measurement, Probe, Trial
 from morphling_ray.sections import definitions, esc
 from morphling_ray.summary import Summary
 from morphling_ray.svg import STAGES
-from morphling_ray.wording import NOTHING, Outcome, at_peak, bound_text, duration, number, outcome, quantity, setting
+from morphling_ray.wording import (
+    ABOUT,
+    NOTHING,
+    Outcome,
+    at_peak,
+    bound_text,
+    duration,
+    number,
+    outcome,
+    quantity,
+    setting,
+)
 
 
 def comparison(summary: Summary) -> str:
@@ -57,9 +68,8 @@ def trials(summary: Summary) -> str:
             cells.append(_cell(value, quantity(value, summary.unit if summary.lower_is_better else "")))
         if online:
             peak, probe = trial.measurement.metrics.get("peak_rps"), at_peak(trial.measurement)
-            cells.append(
-                _cell(peak, number(peak) if peak else bound_text(trial.measurement).removesuffix(" RPS") or NOTHING)
-            )
+            known = number(peak) if peak else bound_text(trial.measurement).removesuffix(" RPS") or NOTHING
+            cells.append(_cell(peak, (ABOUT if peak and trial.measurement.estimated else "") + known))
             cells.append(_cell(probe.p99_s, _ms(probe.p99_s) + " ms") if probe else _cell(None, NOTHING))
         else:
             cells += [_cell(v, number(v)) for v in (trial.measurement.metrics.get(m) for m in metrics)]

@@ -8,6 +8,7 @@ from typing import Any
 from morphling_ray.measurement import Measurement, Probe, Trial, Verdict
 
 NOTHING = "-"
+ABOUT = "about "  # before a value that a model read off the probes
 
 
 class Outcome(str, Enum):
@@ -97,7 +98,8 @@ def result_text(trial: Trial, reported: Callable[[float], float], unit: str) -> 
     if kind is Outcome.MEASURED:
         value = quantity(reported(trial.objective or 0.0), unit)
         peak = quantity(measurement.metrics.get("peak_rps"), "RPS")
-        return value if peak in (NOTHING, value) else f"{value} ({peak})"
+        about = ABOUT if measurement.estimated else ""
+        return f"{about}{value}" if peak in (NOTHING, value) else f"{about}{value} ({peak})"
     if kind is Outcome.REJECTED:
         return f"{bound_text(measurement)}, rejected"
     return f"infeasible: {one_line(measurement.infeasible_because)}" if kind is Outcome.INFEASIBLE else kind.value

@@ -56,7 +56,7 @@ def test_the_demo_is_tuned_and_its_serve_config_serves(tmp_path: Path) -> None:
         **{"cpu_cores": 1, "max_batch_size": 1, "batch_wait_timeout_ms": 0, "precision": "float32"}
     }
     for trial in trials:
-        assert trial["probes"][0]["kind"] == "saturate"
+        assert any(p["kind"] == "open" for p in trial["probes"])
         assert all(p["verdict"] in ("MET", "MISSED", "INVALID") for p in trial["probes"])
     assert {t["stage"] for t in trials[-1:]} == {"confirm"}
     experiment = yaml.safe_load((out / "experiment.yaml").read_text())

@@ -11,7 +11,12 @@ import pytest
 
 from morphling_ray.serving.twin import NO_STRAYS, ServiceTimes, predicted_peaks
 
-pytestmark = [pytest.mark.serve, pytest.mark.timeout(180)]
+pytestmark = [
+    pytest.mark.serve,
+    pytest.mark.timeout(180),
+    # Ray starts its processes by fork and exec, here beside the threads that JAX has left from other tests.
+    pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning"),
+]
 
 SLO_MS = 60.0
 
