@@ -18,7 +18,7 @@ from morphling_ray.environment import environment
 from morphling_ray.evaluate.online import OnlineEvaluator
 from morphling_ray.experiment import Experiment
 from morphling_ray.load.crew import Crew
-from morphling_ray.serving.deployment import start_serve
+from morphling_ray.serving.deployment import leave_serve, start_serve
 from morphling_ray.target import Plan, ServeTarget
 
 RESULTS = Path(__file__).parent / "results"
@@ -43,6 +43,7 @@ def serving(**settings: Any) -> Iterator[tuple[Plan, OnlineEvaluator, Callable[[
             evaluator = OnlineEvaluator(**plan.arguments)
             yield plan, evaluator, lambda text: print(text, file=console.stdout, flush=True)
             evaluator.close()
+            leave_serve(shut_down=True, wait=False)
         finally:
             disconnect()
     log.unlink(missing_ok=True)

@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from morphling_ray.measurement import Measurement, Probe, Trial, Verdict
     from morphling_ray.objective import ExpressionObjective, Prices, Slo
     from morphling_ray.search.tune_searcher import MorphlingSearcher
+    from morphling_ray.serving.batcher import Batcher
     from morphling_ray.space import Knob, SearchSpace
     from morphling_ray.surface import Surface, load_surfaces
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Batcher",
     "ExpressionObjective",
     "Knob",
     "Measurement",
@@ -44,6 +46,7 @@ __all__ = [
 ]
 
 _MODULE_OF = {
+    "Batcher": "serving.batcher",
     "ExpressionObjective": "objective",
     "Knob": "space",
     "Measurement": "measurement",

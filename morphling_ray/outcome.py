@@ -63,6 +63,8 @@ def recommendation(
         "baseline": None,
         "gain_over_baseline": None,
         "probability_within_5_percent": None,
+        "probability_better_than_next": None,
+        "tied_with": 0,
         "stopped_because": "interrupted" if interrupted else (session.stopped_because if session is not None else ""),
         "reason": "",
         "notes": [*(plan.notes if plan is not None else ()), *(session.notes if session is not None else ())],
@@ -78,6 +80,8 @@ def recommendation(
     out["configuration"] = chosen.configuration
     out["objective"] = plan.objective.reported(value)
     out["probability_within_5_percent"] = chosen.p_near_best
+    out["probability_better_than_next"] = chosen.p_better
+    out["tied_with"] = chosen.tied
     out["notes"] += list(best.measurement.notes)
     if best.measurement.estimated:
         out["notes"].append(
@@ -169,6 +173,11 @@ def _summary(result: dict[str, Any], slo_ms: float) -> str:
         text += f", {result['copies']} copies for {result['target_rps']:g} RPS"
     if result["gain_over_baseline"] is not None:
         text += f", {result['gain_over_baseline']:.2f}x the present configuration"
+    if result["tied_with"]:
+        others = "one other" if result["tied_with"] == 1 else f"{result['tied_with']} others"
+        return f"{text}; the cheapest of a tie with {others}"
+    if result["probability_better_than_next"] is not None:
+        text += f"; better than the next with a probability of {result['probability_better_than_next']:.0%}"
     return text
 
 

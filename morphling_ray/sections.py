@@ -74,8 +74,15 @@ def _gain(summary: Summary) -> str:
 
 
 def _gap(summary: Summary) -> str:
-    chance = summary.recommendation.get("probability_within_5_percent")
-    return f"; {100 * chance:.0f} % likely to be within 5 % of the best there is" if chance is not None else ""
+    r = summary.recommendation
+    chance, better = r.get("probability_within_5_percent"), r.get("probability_better_than_next")
+    tied = r.get("tied_with") or 0
+    text = f"; {100 * chance:.0f} % likely to be within 5 % of the best there is" if chance is not None else ""
+    if tied:
+        text += f"; it could not be told from {tied} other{'s' if tied > 1 else ''}, and is the cheapest of them"
+    elif better is not None:
+        text += f"; {100 * better:.0f} % likely to be better than the next best that was measured"
+    return text
 
 
 def _slo(slo: Mapping[str, Any]) -> str:

@@ -1,9 +1,12 @@
 """The online evaluator on a live Ray: servers that sleep, so that what it should find can be computed."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,20 +37,27 @@ def ray_serve() -> Iterator[None]:
         disconnect()
 
 
-@pytest.fixture
-def served(ray_serve: None, request: pytest.FixtureRequest) -> Iterator[tuple[Any, Any]]:
-    """The plan of an application of benchmarks/servers.py, and an evaluator for it."""
+@contextmanager
+def serving(app: str, space: dict[str, list[Any]] | None) -> Iterator[tuple[Any, Any]]:
+    """The plan of an application, and an evaluator for it."""
     from morphling_ray.cluster import Cluster
     from morphling_ray.evaluate.online import OnlineEvaluator
     from morphling_ray.experiment import Experiment
     from morphling_ray.target import ServeTarget
 
-    app, space = request.param
-    target = ServeTarget(Experiment(app=f"benchmarks.servers:{app}", slo_p99_ms=SLO_MS, space=space))
+    target = ServeTarget(Experiment(app=app, slo_p99_ms=SLO_MS, space=space))
     plan = target.plan(Cluster(local=True, nodes=({"CPU": 2.0},)))
     evaluator = OnlineEvaluator(**plan.arguments)
     yield plan, evaluator
     evaluator.close()
+
+
+@pytest.fixture
+def served(ray_serve: None, request: pytest.FixtureRequest) -> Iterator[tuple[Any, Any]]:
+    """An application of benchmarks/servers.py."""
+    app, space = request.param
+    with serving(f"benchmarks.servers:{app}", space) as both:
+        yield both
 
 
 def truth(settings: list[tuple[int, float]]) -> Any:
@@ -146,3 +156,16 @@ def test_another_server_is_measured_by_plain_probes(served: tuple[Any, Any]) -> 
         ServiceTimes(np.array([1]), np.array([0.009]), NO_STRAYS), [(1, 0.0)], slo_s=SLO_MS / 1e3, percentile=99.0
     )
     assert found.metrics["peak_rps"] == pytest.approx(expected, rel=0.2)
+
+
+def test_the_readmes_application_is_told_about_all_batch_settings(ray_serve: None, tmp_path: Path) -> None:
+    """Fails if the README's application does not work as it is, or if the twin does not hold for it."""
+    readme = Path(__file__).parents[1] / "README.md"
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", readme.read_text(), re.S) if "Batcher" in b]
+    app = tmp_path / "readme_app.py"
+    app.write_text(block)
+    with serving(f"{app}:app", {"max_batch_size": [1, 8], "batch_wait_timeout_s": [0.0, 0.01]}) as (_, evaluator):
+        found = evaluator.measure({"max_batch_size": 8, "batch_wait_timeout_s": 0.0}, exact=True)
+    assert found.feasible, found.infeasible_because
+    assert len(found.siblings) == 3
+    assert found.metrics["peak_rps"] > 50

@@ -124,7 +124,7 @@ def tail_s(latency_s: FloatArray, percentile: float) -> float:
     """A high percentile, from a straight line through the upper half of the latencies over -log(1 - share).
 
     Times in a queue have an exponential tail, which that line is; so half of a window speaks, and not just its few
-    latest requests. The last 3 % are left out: in a short window a single pause of the machine makes them.
+    latest requests. The last 1.5 % are left out: in a short window a single pause of the machine makes them.
 
     Args:
         latency_s: In any order, shape `(n,)`; infinite where a request failed.
@@ -135,7 +135,7 @@ def tail_s(latency_s: FloatArray, percentile: float) -> float:
     """
     ordered = np.sort(latency_s)
     share = (np.arange(len(ordered)) + 0.5) / max(1, len(ordered))
-    used = (share >= 0.5) & (share <= 0.97)
+    used = (share >= 0.5) & (share <= 0.985)
     if len(ordered) < 20 or not np.isfinite(ordered[used]).all():
         return 0.0
     slope, start = np.polyfit(-np.log1p(-share[used]), ordered[used], 1)

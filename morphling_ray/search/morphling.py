@@ -10,7 +10,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,7 @@ _PENDING = 32  # trials under way that are looked at, at most
 _DESIGN = 3  # configurations that are spread over the space when there is no prior
 _TIE = 1e-4  # weight of the expected share, which decides where no improvement is expected anywhere
 _NEAR_BEST = 0.95
+_TIED = 0.25  # probability of being better from which on another one is as good
 _CLEARLY_WORSE = 0.05  # probability of being better below which a runner-up is not measured again
 
 
@@ -142,16 +143,25 @@ class MorphlingSampler:
         ranked, draws = self._ranked()
         if draws is None or not ranked:
             return None
-        best = int(np.flatnonzero(draws.points == ranked[0])[0])
-        own = draws.values.values[:, best]
-        coin = np.random.default_rng(self._seed + 1).random(draws.works.shape)
-        works = coin < draws.works
-        works[:, best] = True
-        return Recommendation(
-            configuration=dict(self._history.points[ranked[0]]),
-            objective=float(own.mean()),
-            sd=float(own.std()),
-            p_near_best=float((own >= _NEAR_BEST * (draws.values.values * works).max(1)).mean()),
+        coin = np.random.default_rng(self._seed + 1).random(draws.works.shape) < draws.works
+        value = {p: draws.values.values[:, draws.points == p][:, 0] for p in ranked}
+
+        def about(point: int) -> Recommendation:
+            works, own = coin.copy(), value[point]
+            works[:, draws.points == point] = True
+            return Recommendation(
+                configuration=dict(self._history.points[point]),
+                objective=float(own.mean()),
+                sd=float(own.std()),
+                p_near_best=float((own >= _NEAR_BEST * (draws.values.values * works).max(1)).mean()),
+            )
+
+        best, *others = ranked
+        chances = {p: float((value[p] > value[best]).mean()) for p in others}
+        return replace(
+            about(best),
+            p_better=1.0 - max(chances.values()) if chances else None,
+            tied=tuple(about(p) for p in others if chances[p] >= _TIED),
         )
 
     def finalists(self, count: int) -> list[Configuration]:

@@ -20,12 +20,17 @@ class Recommendation:
         objective: Its expected objective (what was measured, where the sampler has no model).
         sd: Standard deviation of that, or None without a model.
         p_near_best: Probability that it is within 5 % of the best in the space, or None without a model.
+        p_better: Probability that it is better than the next best that was measured; None without a model or another.
+        tied: Others that were measured and that nobody could tell from it: each is the better one at odds of at least
+            one to three.
     """
 
     configuration: Configuration
     objective: float
     sd: float | None = None
     p_near_best: float | None = None
+    p_better: float | None = None
+    tied: "tuple[Recommendation, ...]" = ()
 
 
 class Sampler(Protocol):

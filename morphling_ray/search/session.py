@@ -62,6 +62,8 @@ class Outcome:
         p_near_best: Probability that it is within 5 % of the best in the space, or None without a model.
         trials: Numbers of the trials that measured it.
         confirmed: Whether one of them was a confirmation.
+        p_better: Probability that it is better than the next best that was measured; None in a tie, or without a model.
+        tied: How many others cannot be told from it; it is the cheapest of them.
     """
 
     configuration: Configuration
@@ -72,6 +74,8 @@ class Outcome:
     p_near_best: float | None
     trials: tuple[int, ...]
     confirmed: bool
+    p_better: float | None = None
+    tied: int = 0
 
 
 class SearchSession:
@@ -87,6 +91,7 @@ class SearchSession:
         confirm: How many of the trials, the last ones, measure finalists again; none if there are fewer than 5 trials.
         initial: Configurations to try first, for example the present one. They may lie outside the space.
         give_up_after: End the search if so many first trials all fail for one and the same reason; 0: never.
+        cost: Of a configuration: of several that cannot be told apart the cheapest is recommended. None: the best.
         stop_probability: Search no further once the sampler deems the best so far within 5 % of the best in the space
             with this probability (`StoppingRule`); finalists are still confirmed. None: never.
 
@@ -107,6 +112,7 @@ class SearchSession:
         initial: Sequence[Configuration] = (),
         give_up_after: int = 3,
         stop_probability: float | None = None,
+        cost: Callable[[Configuration], float] | None = None,
     ) -> None:
         names = [knob.name for knob in space.knobs]
         for configuration in initial:
@@ -121,6 +127,7 @@ class SearchSession:
         self._clock = clock
         self._initial = [{name: configuration[name] for name in names} for configuration in initial]
         self._give_up_after = give_up_after
+        self._cost = cost
         self._stopping = StoppingRule(stop_probability)
         self._sure = False
         self._outstanding: dict[int, Ask] = {}
@@ -216,6 +223,10 @@ class SearchSession:
         found = self._sampler.recommend()
         if found is None:
             return None
+        p_better, tied = found.p_better, found.tied
+        if self._cost is not None:
+            cost = self._cost
+            found = min((found, *tied), key=lambda r: cost(r.configuration))
         mine = self._pinned_trials(found.configuration)
         metrics = _pooled([(s, m) for _, s, m in mine if not m.estimated] or [(s, m) for _, s, m in mine])
         value = self._value(found.configuration, metrics)
@@ -228,6 +239,8 @@ class SearchSession:
             p_near_best=found.p_near_best,
             trials=tuple(n for n, _, _ in mine),
             confirmed=any(s == CONFIRM for _, s, _ in mine),
+            p_better=None if tied else p_better,
+            tied=len(tied),
         )
 
     def _searching(self) -> bool:

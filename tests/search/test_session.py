@@ -313,3 +313,44 @@ def test_an_estimate_does_not_count_beside_a_measurement() -> None:
     both = running.recommendation()
     assert both is not None
     assert both.metrics["peak_rps"] == pytest.approx(20.0)
+
+
+def rivals(peaks: Mapping[int, float]) -> SearchSession:
+    """A search that has measured cores and their peaks and recommends by RPS alone; a core costs a dollar."""
+    rps = ServingObjective("rps", Prices(base=0.0, cpu_core=1.0, gpu={}))
+    sampler = MorphlingSampler(LINE, rps, seed=0)
+    running = SearchSession(
+        LINE,
+        rps,
+        sampler,
+        max_trials=12,
+        time_budget_s=None,
+        clock=lambda: 0.0,
+        confirm=0,
+        initial=[{"cpu_cores": cores} for cores in peaks],
+        cost=lambda configuration: float(configuration["cpu_cores"]),
+    )
+    for found in peaks.values():
+        ask = running.next()
+        assert ask is not None
+        running.tell(ask.number, measured(ask.configuration, found))
+    return running
+
+
+def test_in_a_tie_the_cheapest_is_recommended() -> None:
+    """Fails if two that nobody can tell apart are ranked by luck, or if the tie is not said."""
+    found = rivals({2: 300.0, 9: 303.0, 5: 100.0}).recommendation()
+    assert found is not None
+    assert found.configuration == {"cpu_cores": 2}
+    assert found.tied == 1
+    assert found.p_better is None
+
+
+def test_a_clear_winner_is_said_to_be_one() -> None:
+    """Fails if the cheapest wins where it is worse, or if how sure the winner is gets lost."""
+    found = rivals({2: 200.0, 9: 400.0, 5: 100.0}).recommendation()
+    assert found is not None
+    assert found.configuration == {"cpu_cores": 9}
+    assert found.tied == 0
+    assert found.p_better is not None
+    assert found.p_better > 0.95
