@@ -149,7 +149,7 @@ class Run:
             confirm=CONFIRMATIONS if self._target.needs_serve else 0,
             initial=plan.initial,
             stop_probability=experiment.stop_probability,
-            cost=lambda c: self._target.cost_per_hour(c) or 0.0,
+            cost=self._target.cost_per_hour,
             give_up_after=3 if self._target.needs_serve else 0,  # infeasible records say nothing of the set-up
         )
         for note in session.notes:

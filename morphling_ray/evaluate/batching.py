@@ -93,15 +93,12 @@ class BatchingTwin:
         """Whether there is a table of this deployment."""
         return self._deployment(configuration) in self._tables
 
-    def measure(self, configuration: Configuration, rough_rps: float) -> None:
-        """Makes the table of the deployment that is up, as `configuration` says.
+    def measure(self, configuration: Configuration, rough_rps: float) -> bool:
+        """Makes the table of the deployment that is up, as `configuration` says; whether it could be made.
 
         Args:
             configuration: That is deployed.
             rough_rps: About how much it serves in a closed loop.
-
-        Raises:
-            ValueError: The replicas computed too few batches.
         """
         n = len(self._batchers)
         settings = self._settings(configuration)
@@ -118,11 +115,15 @@ class BatchingTwin:
         for batcher in self._batchers:
             batcher.sweep([])
             batcher.drop()
-        times = ServiceTimes.measured(*logs)
+        try:
+            times = ServiceTimes.measured(*logs)
+        except ValueError:  # too few batches: they take seconds
+            return False
         size, wait_s = batch_setting(self._facts, configuration) or (1, 0.0)
         alone = self._crew.alone(ALONE)
         overhead_s = float(np.median(alone)) - float(times.of(1)[1]) - (wait_s if size > 1 else 0.0) if alone else 0.0
         self._tables[self._deployment(configuration)] = _Table(times, max(0.0, overhead_s))
+        return True
 
     def forecast(self, configurations: Sequence[Configuration]) -> list[float]:
         """Peak of each configuration, in RPS, 0 where no rate meets the SLO; all of one deployment with a table."""

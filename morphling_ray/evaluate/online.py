@@ -126,9 +126,13 @@ class OnlineEvaluator:
         seed = 1_000_003 * self._seed + 1000 * self._confirmations
         for attempt in (1, 2):
             trial = _Trial(configuration, needed_rps, confirm, exact, watch, notes, seed=seed)
-            measurement = self._measure_once(trial)
-            if not trial.details.get("replicas") or self._intact():
-                return measurement
+            try:
+                measurement = self._measure_once(trial)
+                if not trial.details.get("replicas") or self._intact():
+                    return measurement
+            except Exception:  # a replica that is gone may show anywhere
+                if not trial.details.get("replicas") or self._intact():
+                    raise
             notes.append(f"attempt {attempt} was voided: a replica was replaced while it was measured")
         return trial.measurement(
             infeasible_because="crash under load: a replica was replaced during the measurement, twice"
@@ -178,8 +182,13 @@ class OnlineEvaluator:
         if self._failing(warm):
             trial.probes.append(warm)
             return trial.measurement(infeasible_because=f"requests failed: {warm.reason}")
-        if self._twin is not None and not trial.confirm and self._twin.attach(configuration, self._replicas):
-            return self._measure_deployment(trial, self._twin, warm.achieved_rps)
+        holds = self._twin is not None and self._twin.attach(configuration, self._replicas)
+        if self._twin is not None and holds and not trial.confirm:
+            if not self._twin.knows(configuration):
+                with watch.stage("table", "timing batches"):
+                    holds = self._twin.measure(configuration, warm.achieved_rps)
+            if holds:
+                return self._measure_deployment(trial, self._twin, warm.achieved_rps)
         return self._measure_alone(trial, warm.achieved_rps, in_flight)
 
     def _measure_alone(self, trial: _Trial, warm_rps: float, in_flight: int) -> Measurement:
@@ -199,24 +208,24 @@ class OnlineEvaluator:
     def _measure_deployment(self, trial: _Trial, twin: BatchingTwin, warm_rps: float) -> Measurement:
         """The best batch setting of the deployment that is up, by its twin and real probes, and forecasts of others."""
         watch, asked = trial.watch, trial.configuration
-        if not twin.knows(asked):
-            with watch.stage("table", "timing batches"):
-                twin.measure(asked, warm_rps)
         with watch.stage("forecast"):
             variants = twin.variants(asked)
             foreseen = dict(zip(map(str, variants), twin.forecast(variants), strict=True))
         best = max(variants, key=lambda v: foreseen[str(v)])
-        if best != asked and not trial.exact and str(best) not in self._peaks:
-            trial.configuration = best
-            with watch.stage("deploying"):
-                self._replicas = self.deployer.deploy(best)
-        peak_rps = foreseen[str(trial.configuration)]
-        trial.details["foreseen_rps"] = round(peak_rps, 1)
 
         def told(ratio: float) -> dict[str, Any]:
             others = [_foreseen(v, ratio * foreseen[str(v)]) for v in variants if v != trial.configuration]
             return {"siblings": tuple(others), "asked": asked if trial.configuration != asked else None}
 
+        if best != asked and not trial.exact and str(best) not in self._peaks:
+            trial.configuration = best
+            with watch.stage("deploying"):
+                try:
+                    self._replicas = self.deployer.deploy(best)
+                except DeploymentFailed as failure:
+                    return trial.measurement(infeasible_because=failure.reason, **told(1.0))
+        peak_rps = foreseen[str(trial.configuration)]
+        trial.details["foreseen_rps"] = round(peak_rps, 1)
         # A forecast that falls short is checked where it would have to be wrong, any other one a little below.
         beaten = peak_rps * math.exp(2 * FORECAST_SD) < (trial.needed_rps or 0.0)
         rate = trial.needed_rps if beaten and trial.needed_rps else BELOW_FORECAST * peak_rps or warm_rps / 8
@@ -242,8 +251,10 @@ class OnlineEvaluator:
             alone_s=twin.alone_s(trial.configuration),
             slo_s=self._slo.latency_s,
         )
-        twin.compared(peak_rps, found)
-        ratio = (found / peak_rps) ** WINDOW_WEIGHT
+        ratio = 1.0
+        if found and trial.probes[-1].tail_s:  # 0: the window was too short to tell
+            twin.compared(peak_rps, found)
+            ratio = (found / peak_rps) ** WINDOW_WEIGHT
         self._peaks[str(trial.configuration)] = ratio * peak_rps
         return trial.measurement(
             metrics={"peak_rps": ratio * peak_rps},

@@ -112,7 +112,7 @@ class SearchSession:
         initial: Sequence[Configuration] = (),
         give_up_after: int = 3,
         stop_probability: float | None = None,
-        cost: Callable[[Configuration], float] | None = None,
+        cost: Callable[[Configuration], float | None] | None = None,
     ) -> None:
         names = [knob.name for knob in space.knobs]
         for configuration in initial:
@@ -226,7 +226,7 @@ class SearchSession:
         p_better, tied = found.p_better, found.tied
         if self._cost is not None:
             cost = self._cost
-            found = min((found, *tied), key=lambda r: cost(r.configuration))
+            found = min((found, *tied), key=lambda r: cost(r.configuration) or 0.0)
         mine = self._pinned_trials(found.configuration)
         metrics = _pooled([(s, m) for _, s, m in mine if not m.estimated] or [(s, m) for _, s, m in mine])
         value = self._value(found.configuration, metrics)
