@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,5 +113,6 @@ def percentiles(values: Sequence[float] | npt.NDArray[np.float64]) -> str:
 
 def keep(name: str, rows: Sequence[dict[str, Any]], command: Sequence[str]) -> None:
     """Writes what was measured, with where and when, one JSON line each."""
-    lines = [{"environment": environment(list(command)), "time": time.strftime("%Y-%m-%d %H:%M")}, *rows]
+    said = " ".join(["python -m", f"benchmarks.{name}", *command])
+    lines = [{"environment": {**environment([]), "command": said}}, *rows]
     (RESULTS / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
