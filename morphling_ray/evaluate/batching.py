@@ -15,6 +15,7 @@ import numpy as np
 from morphling_ray.load.crew import Crew
 from morphling_ray.objective import Slo
 from morphling_ray.serving.application import ApplicationFacts
+from morphling_ray.serving.batcher import Batch
 from morphling_ray.serving.control import ReplicaBatcher
 from morphling_ray.serving.deployment import Replica
 from morphling_ray.serving.serve_config import batch_knobs, batch_setting
@@ -30,12 +31,20 @@ from morphling_ray.space import Configuration, SearchSpace
 
 ROUNDS = 2.5  # of the ladder, in a table
 TABLE_S = (1.2, 4.0)
+BUSY = 0.6  # share of a sweep that batches must take, for them to be what limits a replica
 STRAYS = 2000  # batches that show how often the machine pauses
 ALONE = 7  # requests without company: what the way through Ray takes
 # Standard deviations of log-peaks, as benchmarks/twin.py and benchmarks/peak.py find them: of a forecast, and of one
 # that a real window was averaged with, which has this weight.
 FORECAST_SD, CALIBRATED_SD = 0.08, 0.06
 WINDOW_WEIGHT = 0.3
+
+
+def _busy_share(log: Sequence[Batch]) -> float:
+    """Which part of the time was spent in batches; 0 for fewer than three of them."""
+    if len(log) < 3:
+        return 0.0
+    return sum(b.done - b.taken for b in log) / (log[-1].done - log[0].taken)
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,7 @@ class BatchingTwin:
             self._variants.setdefault(self._deployment(configuration), []).append(configuration)
         self._batchers: list[ReplicaBatcher] = []
         self._tables: dict[str, _Table] = {}
+        self._unfit: set[str] = set()  # deployments for which no table holds
         self._log_ratios: list[float] = []  # peaks that probes found over what was foreseen, uncorrected
         self._strays = Strays(np.empty(0), np.empty(0))  # of all batches in all probes: the machine's
         self._computed: list[int] = []  # batches of each replica before the probe
@@ -77,7 +87,8 @@ class BatchingTwin:
         self._batchers = [b for b in found if b is not None]
         states = [b.state() for b in self._batchers]
         agree = [s is not None and (s.max_batch_size, s.batch_wait_timeout_s) == setting for s in states]
-        return bool(self._free) and len(agree) == len(replicas) and all(agree)
+        fit = bool(self._free) and self._deployment(configuration) not in self._unfit
+        return fit and len(agree) == len(replicas) and all(agree)
 
     def drop(self) -> None:
         """Drops what waits in the replicas' queues: requests of a probe that is over."""
@@ -94,11 +105,15 @@ class BatchingTwin:
         return self._deployment(configuration) in self._tables
 
     def measure(self, configuration: Configuration, rough_rps: float) -> bool:
-        """Makes the table of the deployment that is up, as `configuration` says; whether it could be made.
+        """Makes the table of the deployment that is up, as `configuration` says.
 
         Args:
             configuration: That is deployed.
             rough_rps: About how much it serves in a closed loop.
+
+        Returns:
+            Whether it holds. It does not where something else than its batches is what a replica's time goes into, or
+            where they take seconds.
         """
         n = len(self._batchers)
         settings = self._settings(configuration)
@@ -115,10 +130,10 @@ class BatchingTwin:
         for batcher in self._batchers:
             batcher.sweep([])
             batcher.drop()
-        try:
-            times = ServiceTimes.measured(*logs)
-        except ValueError:  # too few batches: they take seconds
+        if not logs or min(map(_busy_share, logs)) < BUSY:
+            self._unfit.add(self._deployment(configuration))
             return False
+        times = ServiceTimes.measured(*logs)
         size, wait_s = batch_setting(self._facts, configuration) or (1, 0.0)
         alone = self._crew.alone(ALONE)
         overhead_s = float(np.median(alone)) - float(times.of(1)[1]) - (wait_s if size > 1 else 0.0) if alone else 0.0
