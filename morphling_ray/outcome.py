@@ -175,7 +175,8 @@ def _summary(result: dict[str, Any], slo_ms: float) -> str:
         text += f", {result['gain_over_baseline']:.2f}x the present configuration"
     if result["tied_with"]:
         others = "one other" if result["tied_with"] == 1 else f"{result['tied_with']} others"
-        return f"{text}; the cheapest of a tie with {others}"
+        cheapest = ", of which it is the cheapest" if result["objective_name"] == "rps" else ""
+        return f"{text}; a tie with {others}{cheapest}"
     if result["probability_better_than_next"] is not None:
         text += f"; better than the next with a probability of {result['probability_better_than_next']:.0%}"
     return text

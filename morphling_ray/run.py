@@ -149,7 +149,7 @@ class Run:
             confirm=CONFIRMATIONS if self._target.needs_serve else 0,
             initial=plan.initial,
             stop_probability=experiment.stop_probability,
-            cost=self._target.cost_per_hour,
+            cost=self._target.cost_per_hour if experiment.objective == "rps" else None,  # others count costs themselves
             give_up_after=3 if self._target.needs_serve else 0,  # infeasible records say nothing of the set-up
         )
         for note in session.notes:

@@ -79,7 +79,8 @@ def _gap(summary: Summary) -> str:
     tied = r.get("tied_with") or 0
     text = f"; {100 * chance:.0f} % likely to be within 5 % of the best there is" if chance is not None else ""
     if tied:
-        text += f"; it could not be told from {tied} other{'s' if tied > 1 else ''}, and is the cheapest of them"
+        text += f"; it could not be told from {tied} other{'s' if tied > 1 else ''}"
+        text += " and is the cheapest of them" if summary.objective_name == "rps" else ""
     elif better is not None:
         text += f"; {100 * better:.0f} % likely to be better than the next best that was measured"
     return text

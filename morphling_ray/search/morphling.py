@@ -161,7 +161,9 @@ class MorphlingSampler:
         return replace(
             about(best),
             p_better=1.0 - max(chances.values()) if chances else None,
-            tied=tuple(about(p) for p in others if chances[p] >= _TIED),
+            tied=tuple(
+                about(p) for p in others if chances[p] >= _TIED and value[p].mean() >= _NEAR_BEST * value[best].mean()
+            ),
         )
 
     def finalists(self, count: int) -> list[Configuration]:

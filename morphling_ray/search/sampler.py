@@ -22,7 +22,7 @@ class Recommendation:
         p_near_best: Probability that it is within 5 % of the best in the space, or None without a model.
         p_better: Probability that it is better than the next best that was measured; None without a model or another.
         tied: Others that were measured and that nobody could tell from it: each is the better one at odds of at least
-            one to three.
+            one to three, and expected to be within 5 % of it.
     """
 
     configuration: Configuration
