@@ -106,6 +106,7 @@ class OnlineEvaluator:
         self._replicas: list[Replica] = []
         self._shared = False  # whether the driver has to share the replicas' cores
         self._peaks: dict[str, float] = {}  # what was found before: where a confirmation starts
+        self._tried: set[str] = set()  # measured already, with whatever outcome
         self._ratios = [FIRST_RATIO]  # peak over capacity, of the peaks found so far: where the next search starts
         self._confirmations = 0
 
@@ -129,6 +130,7 @@ class OnlineEvaluator:
             try:
                 measurement = self._measure_once(trial)
                 if not trial.details.get("replicas") or self._intact():
+                    self._tried.add(str(measurement.configuration))
                     return measurement
             except Exception:  # a replica that is gone may show anywhere
                 if not trial.details.get("replicas") or self._intact():
@@ -217,7 +219,7 @@ class OnlineEvaluator:
             others = [_foreseen(v, ratio * foreseen[str(v)]) for v in variants if v != trial.configuration]
             return {"siblings": tuple(others), "asked": asked if trial.configuration != asked else None}
 
-        if best != asked and not trial.exact and str(best) not in self._peaks:
+        if best != asked and not trial.exact and str(best) not in self._tried:
             trial.configuration = best
             with watch.stage("deploying"):
                 try:

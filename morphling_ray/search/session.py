@@ -63,7 +63,7 @@ class Outcome:
         trials: Numbers of the trials that measured it.
         confirmed: Whether one of them was a confirmation.
         p_better: Probability that it is better than the next best that was measured; None in a tie, or without a model.
-        tied: How many others cannot be told from it; it is the cheapest of them.
+        tied: How many others cannot be told from it; it is the cheapest of them, where the session knows costs.
     """
 
     configuration: Configuration
