@@ -17,7 +17,7 @@ from morphling_ray.environment import environment
 from morphling_ray.evaluate.online import OnlineEvaluator
 from morphling_ray.experiment import Experiment
 from morphling_ray.load.crew import Crew
-from morphling_ray.serving.deployment import leave_serve, start_serve
+from morphling_ray.serving.deployment import leave_serve
 from morphling_ray.target import Plan, ServeTarget
 
 RESULTS = Path(__file__).parent / "results"
@@ -37,7 +37,7 @@ def serving(**settings: Any) -> Iterator[tuple[Plan, OnlineEvaluator, Callable[[
         target = ServeTarget(Experiment(**settings))
         cluster = connect(None)
         try:
-            start_serve(http_port=None)
+            target.start_serve()
             plan = target.plan(cluster)
             evaluator = OnlineEvaluator(**plan.arguments)
             yield plan, evaluator, lambda text: print(text, file=console.stdout, flush=True)

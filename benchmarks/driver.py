@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = []
     with serving(app="benchmarks.servers:noop", space={"cpu_cores": [1]}) as (_, evaluator, say):
         evaluator.measure({"cpu_cores": 1}, confirm=True)
-        crew = evaluator.crew
+        crew = evaluator.stand.crew
         closed = [crew.saturate(in_flight=IN_FLIGHT, window_s=WINDOW_S) for _ in range(REPEATS)]
         rps, cpu = (np.array([getattr(p, name) for p in closed]) for name in ("achieved_rps", "driver_cpu"))
         say(

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 peaks[path].append(measurement.metrics["peak_rps"])
                 say(f"{path:>6} {repeat:2d}: {peaks[path][-1]:6.1f} RPS in {seconds[path][-1]:4.1f} s")
             for _ in range(WINDOWS):
-                reference.window(evaluator.crew)
+                reference.window(evaluator.stand.crew)
     truth, shares = reference.peak_rps(), reference.late / reference.requests
     late = ", ".join(f"{rate:.0f}: {share:.2%}" for rate, share in zip(reference.rates, shares, strict=True))
     print(f"reference, {reference.seconds:.0f} s of fresh schedules: {truth:.1f} RPS (late at {late})")

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.bench import Reference, keep, serving
 from benchmarks.peak import CONFIGURATION
-from morphling_ray.evaluate.online import SETTLE_AFTER_S
+from morphling_ray.evaluate.plain import SETTLE_AFTER_S
 from morphling_ray.measurement import Verdict
 
 WINDOW_S = 2.0
@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         first = evaluator.measure(CONFIGURATION, exact=True)
         reference = Reference(first.metrics["peak_rps"], seed=1)
         for _ in range(2 * reference.levels):
-            reference.window(evaluator.crew)
-        peak, crew = reference.peak_rps(), evaluator.crew
+            reference.window(evaluator.stand.crew)
+        peak, crew = reference.peak_rps(), evaluator.stand.crew
         for repeat in range(arguments.repeats):
             for share in SHARES:
                 looks = []

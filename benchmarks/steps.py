@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         seconds[kind].append(time.monotonic() - began)
 
     with serving() as (_, evaluator, _say):
-        deployer = evaluator.deployer
+        deployer = evaluator.stand.deployer
         deployer.deploy(CONFIGURATION)
         for i in range(LIVE):
             began = time.monotonic()
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for i in range(RESTARTS):
             began = time.monotonic()
             deployer.deploy({**CONFIGURATION, "cpu_cores": 2 - i % 2})
-            problem, _answer = evaluator.crew.ask(30.0)
+            problem, _answer = evaluator.stand.crew.ask(30.0)
             assert not problem, problem
             timed("restart", began)
         deployer.delete(wait=True)

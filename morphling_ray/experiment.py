@@ -32,8 +32,16 @@ class Experiment:
 
     app: str = _flag("the Serve application to tune (default: the bundled demo)", default=DEMO, metavar="MODULE:APP")
     request: str | None = _flag(
-        "what one request sends: a JSON file, or a function that returns it (default: the module's own `request`)",
-        metavar="FILE.json|MODULE:FUNCTION",
+        "what requests send: a JSON file, JSON lines sent in turn, or a function (default: the module's own `request`)",
+        metavar="FILE.json|FILE.jsonl|MODULE:FUNCTION",
+    )
+    grpc_servicer: str | None = _flag(
+        "requests are gRPC calls, for the service that this function adds to a server", metavar="MODULE:FUNCTION"
+    )
+    closed_loop: bool = _flag(
+        "load is a number of requests in flight, as many as meet the SLO, instead of Poisson arrivals",
+        default=False,
+        kind=bool,
     )
     searcher: str = _flag(
         "how the next configuration is chosen: morphling, gp, random, ..., all in the README",
@@ -67,6 +75,11 @@ class Experiment:
     startup_timeout: float = _flag(
         "a configuration that is not up after S seconds is infeasible", default=120.0, metavar="S", kind=float
     )
+    loadgen: bool = _flag(
+        "measure what is recommended once more with MLPerf LoadGen, a minute (needs the extra [loadgen])",
+        default=False,
+        kind=bool,
+    )
     space: dict[str, list[Any]] | None = None
     constraints: list[str] = field(default_factory=list)
     descriptors: dict[str, float] = field(default_factory=dict)  # of the model, see `objective.Objective`
@@ -78,7 +91,7 @@ class Experiment:
                 continue
             if kind is float and isinstance(value, int) and not isinstance(value, bool):
                 object.__setattr__(self, entry.name, float(value))
-            elif kind is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            elif kind is not None and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
                 raise InputError(f"{entry.name} must be {_KINDS[kind]}, got {value!r}")
             if value is not None and entry.metadata.get("choices") and value not in entry.metadata["choices"]:
                 raise InputError(f"unknown {entry.name} {value!r}; choose {', '.join(entry.metadata['choices'])}")
@@ -96,6 +109,8 @@ class Experiment:
             raise InputError("--task and --objective-name go with --replay SURFACES_DIR")
         if self.replay is not None and not (self.task and self.objective_name):
             raise InputError("--replay needs --task NAME and --objective-name NAME")
+        if self.replay is not None and (self.loadgen or self.closed_loop):
+            raise InputError("--loadgen and --closed-loop need a served application: leave --replay out")
         if self.replay is None and self.concurrency > 1:
             raise InputError("--concurrency above 1 works with --replay only: one machine measures one trial at a time")
         if self.replay is None and self.objective == "cheapest" and not (self.target_rps and self.target_rps > 0):
@@ -135,7 +150,7 @@ def _positive_numbers(name: str, given: Any) -> dict[str, float]:
     return numbers
 
 
-_KINDS = {int: "a whole number", float: "a number", str: "a text"}
+_KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 _PATHS = ("prices", "prior", "replay", "run_dir", "request")
 
 
@@ -156,13 +171,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     for entry in fields(Experiment):
         if "help" not in entry.metadata:
             continue
-        text = entry.metadata["help"]
+        text, name = entry.metadata["help"], "--" + entry.name.replace("_", "-")
+        if entry.metadata["kind"] is bool:  # None where it is not given: the file may say it
+            parser.add_argument(name, action="store_const", const=True, help=text)
+            continue
         if entry.default is not MISSING and entry.default is not None and "default" not in text:
             text += (
                 f" (default: {entry.default:g})" if isinstance(entry.default, float) else f" (default: {entry.default})"
             )
         parser.add_argument(
-            "--" + entry.name.replace("_", "-"),
+            name,
             type=entry.metadata["kind"],
             metavar=entry.metadata["metavar"],
             choices=entry.metadata.get("choices"),
@@ -229,19 +247,24 @@ def _is_path(name: str, value: str, folder: Path | None = None) -> bool:
     if name not in _PATHS or not isinstance(value, str):
         return False
     if name == "request":  # a file, or module:function
-        return value.endswith(".json") or ((folder or Path.cwd()) / value).is_file()
+        return value.endswith((".json", ".jsonl")) or ((folder or Path.cwd()) / value).is_file()
     return True
 
 
-def read_request(path: Path) -> Any:
-    """The JSON value in a request file.
+def read_request(path: Path) -> list[Any]:
+    """The payloads in a request file: the one JSON value of a `.json` file, or those of all lines of a `.jsonl` file.
 
     Raises:
-        InputError: It cannot be read or is not JSON.
+        InputError: It cannot be read, holds nothing, or is not JSON.
     """
     try:
-        return json.loads(path.read_text())
+        text = path.read_text()
+        texts = [line for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else [text]
+        payloads = [json.loads(each) for each in texts]
     except OSError as error:
         raise InputError(f"request file {path}: {error.strerror}") from error
     except ValueError as error:
         raise InputError(f"request file {path} is not JSON: {error}") from error
+    if not payloads:
+        raise InputError(f"request file {path} is empty")
+    return payloads

@@ -21,7 +21,8 @@ class Probe:
     """One window of load at one rate.
 
     Latencies are in seconds, from the instant at which a request was scheduled. `kind` is `open` (Poisson arrivals at
-    `rate_rps`) or `saturate` (closed loop; `achieved_rps` is then the capacity and no verdict can be read from it).
+    `rate_rps`), `closed` (closed loop; `rate_rps` is what was answered) or `saturate` (the same for the capacity,
+    without a verdict).
     """
 
     kind: str
@@ -41,6 +42,46 @@ class Probe:
     reason: str = ""
     tail_s: float = 0.0  # the SLO's percentile as the upper half of the latencies foretells it; 0: too few
 
+    @property
+    def judged(self) -> bool:
+        """Whether its verdict counts."""
+        return self.kind != "saturate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How a configuration did against a rival that was measured in turn with it.
+
+    Attributes:
+        rival: The other configuration.
+        ratio: Its peak over the rival's.
+        sd: Standard deviation of the logarithm of that.
+        pairs: Windows of each that were compared.
+        p_better: Probability that it is the better one, by the objective.
+        tie: Nothing more than chance could be made out.
+        won: It is the better one, or that of a tie which was to be preferred.
+    """
+
+    rival: Configuration
+    ratio: float
+    sd: float
+    pairs: int
+    p_better: float
+    tie: bool
+    won: bool
+
+    def mirrored(self, mine: Configuration) -> "Comparison":
+        """The same as the rival sees it."""
+        return Comparison(
+            rival=mine,
+            ratio=1.0 / self.ratio,
+            sd=self.sd,
+            pairs=self.pairs,
+            p_better=1.0 - self.p_better,
+            tie=self.tie,
+            won=not self.won,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
@@ -58,6 +99,7 @@ class Measurement:
         estimated: The peak is not the highest rate that was seen to meet the SLO but a model's reading of the probes.
         asked: What was to be measured, where another one was that costs nothing more to try and serves better.
         siblings: What it tells of other configurations, which were not measured themselves: bounds, not metrics.
+        comparison: With a rival that was measured in turn with it.
         notes: Facts about how it was measured that a reader of the report should know.
         details: Anything else worth keeping (log tail, process ids, cores).
     """
@@ -72,6 +114,7 @@ class Measurement:
     estimated: bool = False
     asked: Configuration | None = None
     siblings: "tuple[Measurement, ...]" = ()
+    comparison: Comparison | None = None
     notes: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
 
@@ -79,6 +122,13 @@ class Measurement:
     def feasible(self) -> bool:
         """Whether it has metrics."""
         return not self.infeasible_because
+
+    @property
+    def met(self) -> tuple[Probe, ...]:
+        """Probes that met the SLO, but for those much shorter than others: their p99 is a single request."""
+        met = [p for p in self.probes if p.judged and p.verdict is Verdict.MET]
+        longest = max((p.window_s for p in met), default=0.0)
+        return tuple(p for p in met if 2 * p.window_s >= longest)
 
     def to_dict(self) -> dict[str, Any]:
         """A form that `json.dumps` takes and `from_dict` reads back."""
@@ -96,6 +146,8 @@ class Measurement:
         known["probes"] = tuple(_probe(probe) for probe in data.get("probes", ()))
         known["bounds"] = {name: (low, high) for name, (low, high) in dict(data.get("bounds", {})).items()}
         known["siblings"] = tuple(cls.from_dict(sibling) for sibling in data.get("siblings", ()))
+        if known.get("comparison") is not None:
+            known["comparison"] = Comparison(**known["comparison"])
         known["notes"] = tuple(data.get("notes", ()))
         return cls(**known)
 

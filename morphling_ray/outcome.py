@@ -16,6 +16,7 @@ from morphling_ray.measurement import Measurement, Probe, Trial, Verdict
 from morphling_ray.objective import ServingObjective
 from morphling_ray.search import SEARCHERS, bundled_prior
 from morphling_ray.space import Configuration
+from morphling_ray.wording import differing, percent
 
 if TYPE_CHECKING:
     from morphling_ray.search.session import SearchSession
@@ -34,6 +35,7 @@ def recommendation(
     starting_s: float,
     interrupted: bool,
     command: Sequence[str],
+    loadgen: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything that is said about the outcome; `configuration` is None where nothing feasible was found."""
     chosen = session.recommendation() if session is not None else None
@@ -65,6 +67,8 @@ def recommendation(
         "probability_within_5_percent": None,
         "probability_better_than_next": None,
         "tied_with": 0,
+        "compared_with": None,
+        "loadgen": loadgen,
         "stopped_because": "interrupted" if interrupted else (session.stopped_because if session is not None else ""),
         "reason": "",
         "notes": [*(plan.notes if plan is not None else ()), *(session.notes if session is not None else ())],
@@ -82,6 +86,7 @@ def recommendation(
     out["probability_within_5_percent"] = chosen.p_near_best
     out["probability_better_than_next"] = chosen.p_better
     out["tied_with"] = chosen.tied
+    out["compared_with"] = chosen.beaten
     out["notes"] += list(best.measurement.notes)
     if best.measurement.estimated:
         out["notes"].append(
@@ -97,6 +102,11 @@ def recommendation(
         out["copies"] = int(plan.objective.copies(peak))
         at_peak = _probe_at(best.measurement, peak)
         out["p99_s"] = at_peak.p99_s if at_peak is not None else None
+    if loadgen is not None and out["peak_rps"]:
+        out["notes"].append(
+            f"MLPerf LoadGen {loadgen['version']} (Server scenario) finds {loadgen['peak_rps']:.4g} RPS, "
+            f"{loadgen['peak_rps'] / out['peak_rps']:.2f} of the peak that is reported"
+        )
     base = _baseline(trials, plan.initial)
     if base is not None and base.objective is not None:
         out["baseline"] = {
@@ -129,17 +139,12 @@ def _interval(measurement: Measurement) -> list[float] | None:
     if (given := measurement.details.get("peak_rps_interval")) is not None:
         return list(given)
     peak = measurement.metrics["peak_rps"]
-    missed = [
-        p.rate_rps
-        for p in measurement.probes
-        if p.kind == "open" and p.verdict is not Verdict.MET and p.rate_rps > peak
-    ]
+    missed = [p.rate_rps for p in measurement.probes if p.judged and p.verdict is not Verdict.MET and p.rate_rps > peak]
     return [peak, min(missed)] if missed else None
 
 
 def _probe_at(measurement: Measurement, rate_rps: float) -> Probe | None:
-    met = [p for p in measurement.probes if p.kind == "open" and p.verdict is Verdict.MET]
-    return min(met, key=lambda p: abs(p.rate_rps - rate_rps), default=None)
+    return min(measurement.met, key=lambda p: abs(p.rate_rps - rate_rps), default=None)
 
 
 def _baseline(trials: Sequence[Trial], initial: Sequence[Configuration]) -> Trial | None:
@@ -173,12 +178,12 @@ def _summary(result: dict[str, Any], slo_ms: float) -> str:
         text += f", {result['copies']} copies for {result['target_rps']:g} RPS"
     if result["gain_over_baseline"] is not None:
         text += f", {result['gain_over_baseline']:.2f}x the present configuration"
+    rival = differing(result["configuration"], result["compared_with"] or {}) or "the next"
     if result["tied_with"]:
-        others = "one other" if result["tied_with"] == 1 else f"{result['tied_with']} others"
-        cheapest = ", of which it is the cheapest" if result["objective_name"] == "rps" else ""
-        return f"{text}; a tie with {others}{cheapest}"
+        others = rival if result["compared_with"] else f"{result['tied_with']} others"
+        return f"{text}; a tie with {others}"
     if result["probability_better_than_next"] is not None:
-        text += f"; better than the next with a probability of {result['probability_better_than_next']:.0%}"
+        text += f"; better than {rival} with a probability of {percent(result['probability_better_than_next'])}"
     return text
 
 

@@ -66,7 +66,7 @@ def _record(arguments: argparse.Namespace, argv: list[str]) -> None:
     from morphling_ray.cluster import connect, disconnect
     from morphling_ray.console import quiet
     from morphling_ray.evaluate.online import OnlineEvaluator
-    from morphling_ray.serving.deployment import free_port, leave_serve, start_serve
+    from morphling_ray.serving.deployment import leave_serve
     from morphling_ray.target import ServeTarget
 
     experiment = resolve(arguments)
@@ -80,7 +80,7 @@ def _record(arguments: argparse.Namespace, argv: list[str]) -> None:
         cluster = connect(experiment.address)
         try:
             target.plan(cluster)
-            ours, target.http_port = start_serve(http_port=free_port() if target.http else None)
+            ours = target.start_serve()
             plan = target.plan(cluster)
             chosen = list(plan.space.configurations)
             if arguments.sample is not None and arguments.sample < len(chosen):

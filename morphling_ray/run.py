@@ -48,6 +48,7 @@ class Run:
         self._asked: dict[int, tuple[Ask, float]] = {}
         self._kept = directory.trials()  # of the run that is resumed
         self._starting_s = 0.0
+        self._loadgen: dict[str, Any] | None = None  # what it found, if it was asked for
         self._released = threading.Event()
 
     @classmethod
@@ -100,7 +101,8 @@ class Run:
         self._cluster = connect(self.experiment.address)
         if isinstance(self._target, ServeTarget):
             self._target.plan(self._cluster)  # what cannot work is said before anything is started on the cluster
-            self._start_serve(self._target)
+            self._say("starting Ray Serve")
+            self._serve_is_ours = self._target.start_serve()
         self._plan = plan = self._target.plan(self._cluster)
         self.directory.write_experiment({**self.experiment.to_dict(), **plan.space.to_dict()})
         for note in plan.notes:
@@ -115,19 +117,11 @@ class Run:
             # The models are small: BLAS threads would only take cores from the replicas.
             with threadpool_limits(limits=1):
                 self._run_tune(self._session)
+                if self.experiment.loadgen:
+                    self._loadgen = self._cross_check(self._session)
         finally:
             self._released.set()
             poll.join(timeout=2.0)
-
-    def _start_serve(self, target: ServeTarget) -> None:
-        from morphling_ray.serving.deployment import free_port, start_serve
-
-        self._say("starting Ray Serve")
-        if target.http:
-            target.http_port = free_port()
-        self._serve_is_ours, port = start_serve(http_port=target.http_port)
-        if target.http:
-            target.http_port = port
 
     def _new_session(self, plan: Plan) -> SearchSession:
         experiment = self.experiment
@@ -149,7 +143,7 @@ class Run:
             confirm=CONFIRMATIONS if self._target.needs_serve else 0,
             initial=plan.initial,
             stop_probability=experiment.stop_probability,
-            cost=self._target.cost_per_hour if experiment.objective == "rps" else None,  # others count costs themselves
+            cost=self._target.cost_per_hour,
             give_up_after=3 if self._target.needs_serve else 0,  # infeasible records say nothing of the set-up
         )
         for note in session.notes:
@@ -173,8 +167,7 @@ class Run:
 
             # A trial holds no CPU (that is the replicas'), and a worker runs one trial after another.
             lane = ray.get_actor(lanes[config["number"] % len(lanes)], namespace=NAMESPACE)
-            text = ray.get(lane.measure.remote(config))
-            tune.report({"measurement": text, "number": config["number"]})
+            tune.report({**ray.get(lane.measure.remote(config)), "number": config["number"]})
 
         tuner = tune.Tuner(
             tune.with_resources(trial, tune.PlacementGroupFactory([{"CPU": 0, "memory": 1}])),
@@ -188,6 +181,21 @@ class Run:
             run_config=tune.RunConfig(name=TUNE_FOLDER, storage_path=str(self.directory.path.resolve()), verbose=0),
         )
         tuner.fit()
+
+    def _cross_check(self, session: SearchSession) -> dict[str, Any] | None:
+        """Has MLPerf LoadGen measure what will be recommended; a failure of that does not spoil the run."""
+        import ray
+
+        outcome = session.recommendation()
+        if outcome is None:
+            return None
+        self._say("MLPerf LoadGen measures the recommendation once more, in about a minute")
+        try:
+            found: dict[str, Any] = ray.get(self._lanes[0].cross_check.remote(0, outcome.configuration))
+        except ray.exceptions.RayError as error:
+            self._say(f"MLPerf LoadGen failed: {' '.join(str(error).split())[-300:]}")
+            return None
+        return found
 
     def _lane_name(self, index: int) -> str:
         """Unique on a cluster that several people use."""
@@ -264,6 +272,7 @@ class Run:
             starting_s=self._starting_s,
             interrupted=interrupted,
             command=self._command,
+            loadgen=self._loadgen,
         )
         if result["configuration"] is not None:
             header = (

@@ -9,7 +9,17 @@ from typing import Any
 
 from morphling_ray.store import to_yaml
 from morphling_ray.summary import Summary
-from morphling_ray.wording import NOTHING, Outcome, configuration_text, duration, number, outcome, quantity
+from morphling_ray.wording import (
+    NOTHING,
+    Outcome,
+    configuration_text,
+    differing,
+    duration,
+    number,
+    outcome,
+    percent,
+    quantity,
+)
 
 
 def esc(value: object) -> str:
@@ -76,13 +86,14 @@ def _gain(summary: Summary) -> str:
 def _gap(summary: Summary) -> str:
     r = summary.recommendation
     chance, better = r.get("probability_within_5_percent"), r.get("probability_better_than_next")
-    tied = r.get("tied_with") or 0
-    text = f"; {100 * chance:.0f} % likely to be within 5 % of the best there is" if chance is not None else ""
+    tied, rival = r.get("tied_with") or 0, r.get("compared_with")
+    name = differing(r.get("configuration") or {}, rival) if rival else ""
+    text = f"; {percent(chance)} likely to be within 5 % of the best there is" if chance is not None else ""
     if tied:
-        text += f"; it could not be told from {tied} other{'s' if tied > 1 else ''}"
-        text += " and is the cheapest of them" if summary.objective_name == "rps" else ""
+        text += f"; it could not be told from {name or f'{tied} other' + 's' * (tied > 1)}"
+        text += " in a comparison in turn" if name else ""
     elif better is not None:
-        text += f"; {100 * better:.0f} % likely to be better than the next best that was measured"
+        text += f"; {percent(better)} likely to be better than {name or 'the next best that was measured'}"
     return text
 
 

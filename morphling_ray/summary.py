@@ -119,7 +119,7 @@ class Summary:
             probes.setdefault(configuration_text(trial.configuration), (trial.configuration, []))
         for trial in self.trials:
             if (known := probes.get(configuration_text(trial.configuration))) is not None:
-                known[1].extend(p for p in trial.measurement.probes if p.kind == "open")
+                known[1].extend(p for p in trial.measurement.probes if p.judged)
         shown = [(c, sorted(p, key=lambda probe: probe.rate_rps)) for c, p in probes.values() if p]
         return shown[:FINALISTS_SHOWN]
 
@@ -137,8 +137,13 @@ class Summary:
 
     def nearest(self) -> tuple[Trial, Probe] | None:
         """Where nothing is feasible: the trial that came closest to the SLO, and the probe in which it did."""
-        probes = [(t, p) for t in self.trials for p in t.measurement.probes if p.kind == "open" and p.slo_latency_s > 0]
+        probes = [(t, p) for t in self.trials for p in t.measurement.probes if p.judged and p.slo_latency_s > 0]
         return min(probes, key=lambda pair: pair[1].slo_latency_s, default=None)
+
+
+def _won(trial: Trial) -> bool:
+    """Whether a trial lost no comparison."""
+    return trial.measurement.comparison is None or trial.measurement.comparison.won
 
 
 def _raw(trial: Trial) -> float:
@@ -171,7 +176,7 @@ def _derived(experiment: Mapping[str, Any], trials: tuple[Trial, ...]) -> dict[s
     """What can be said of a run that was interrupted: the best configuration so far, finalists before others."""
     measured = [t for t in trials if outcome(t) is Outcome.MEASURED]
     name = _objective_name(experiment, {})
-    best = max(measured, key=lambda t: (t.stage == "confirm", _raw(t)), default=None)
+    best = max(measured, key=lambda t: (t.stage == "confirm", _won(t), _raw(t)), default=None)
     slo_ms = experiment.get("slo_p99_ms")
     slo = {"percentile": 99.0, "max_error_rate": experiment.get("max_error_rate")}
     return {

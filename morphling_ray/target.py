@@ -13,6 +13,8 @@ import yaml
 from morphling_ray.cluster import Cluster, quoted_python
 from morphling_ray.errors import InputError
 from morphling_ray.experiment import DEMO, Experiment, read_request
+from morphling_ray.load.client import is_grpc, is_http
+from morphling_ray.load.driver import RequestSource
 from morphling_ray.objective import ExpressionObjective, Objective, Prices, ServingObjective
 from morphling_ray.space import Configuration, SearchSpace
 
@@ -77,6 +79,7 @@ class ServeTarget:
     needs_serve = True
 
     def __init__(self, experiment: Experiment) -> None:
+        from morphling_ray.load.loadgen import available as loadgen_available
         from morphling_ray.serving.application import inspect_app
         from morphling_ray.serving.serve_config import check_knobs
 
@@ -84,35 +87,41 @@ class ServeTarget:
         self._prices = Prices.load(Path(experiment.prices) if experiment.prices else None)
         python = quoted_python() if experiment.address is None else None  # other machines have paths of their own
         self.facts = replace(inspect_app(experiment.app), py_executable=python)
-        self.source, self.http = self._requests()
+        self.source, self.proxy = self._requests()
+        if experiment.loadgen and not loadgen_available():
+            raise InputError("--loadgen needs MLPerf LoadGen: pip install 'morphling-ray[loadgen]'")
         self._declared = experiment.search_space() if experiment.space is not None else None
         if self._declared is not None:
             check_knobs(self._declared.knobs, self.facts)
             self._prices.cost_per_hour(self._with_fixed(self._declared.columns))  # a GPU type without a price raises
-        self.http_port: int | None = None
+        self.root_url: str | None = None  # of the proxy, once Serve runs
 
-    def _requests(self) -> tuple[Any, bool]:
-        """What requests send, and whether over HTTP."""
-        from morphling_ray.load.client import is_http
-        from morphling_ray.load.driver import RequestSource
-
+    def _requests(self) -> tuple[RequestSource, str | None]:
+        """What requests send, and through which proxy of Serve (`http`, `grpc`); None for the Serve handle."""
         text, folder = self._experiment.request, self.facts.folder
         if text is None and self.facts.default_request is not None:
             source = RequestSource(function=self.facts.default_request, folder=folder)
         elif text is None:
-            source = RequestSource(value={"method": "GET", "path": "/"} if self.facts.wants_http else None)
-        elif text.endswith(".json") or Path(text).is_file():
-            source = RequestSource(value=read_request(Path(text)))
+            source = RequestSource(values=({"method": "GET", "path": "/"} if self.facts.wants_http else None,))
+        elif text.endswith((".json", ".jsonl")) or Path(text).is_file():
+            source = RequestSource(values=tuple(read_request(Path(text))))
         else:
             source = RequestSource(function=text, folder=folder)
         try:
             first = next(source.payloads())
         except Exception as error:  # a user's function may raise anything
             raise InputError(f"--request {source.function!r}: {type(error).__name__}: {error}") from error
-        if self.facts.wants_http and not is_http(first) and source.function is None:
-            source, first = RequestSource(value={"method": "POST", "path": "/", "json": first}), None
-            return source, True
-        return source, is_http(first)
+        if is_grpc(first) != (self._experiment.grpc_servicer is not None):
+            raise InputError(
+                "gRPC takes both: --grpc-servicer MODULE:FUNCTION, and a --request function that returns "
+                '{"method": "/package.Service/Method", "message": a protobuf message}'
+            )
+        if is_grpc(first):
+            return source, "grpc"
+        if self.facts.wants_http and source.function is None and not all(map(is_http, source.values)):
+            posts = [v if is_http(v) else {"method": "POST", "path": "/", "json": v} for v in source.values]
+            return replace(source, values=tuple(posts)), "http"
+        return source, "http" if is_http(first) else None
 
     def _with_fixed(self, columns: dict[str, Any]) -> dict[str, Any]:
         """Knob columns, and what the application's code fixes where it is not a knob: both cost money."""
@@ -122,6 +131,13 @@ class ServeTarget:
             "num_replicas": ingress.num_replicas or 1,
         }
         return {**fixed, **columns}
+
+    def start_serve(self) -> bool:
+        """Starts Serve on the cluster where it does not run yet; whether it did, and Serve so is ours to shut down."""
+        from morphling_ray.serving.deployment import start_serve
+
+        ours, self.root_url = start_serve(proxy=self.proxy, grpc_servicer=self._experiment.grpc_servicer)
+        return ours
 
     def plan(self, cluster: Cluster) -> Plan:
         """See `Target`."""
@@ -154,7 +170,6 @@ class ServeTarget:
             descriptors=self._experiment.descriptors,
         )
         present = present_configuration(space.knobs, self.facts)
-        root_url = f"http://127.0.0.1:{self.http_port}" if self.http_port is not None else None
         return Plan(
             space=space,
             objective=objective,
@@ -165,7 +180,9 @@ class ServeTarget:
                 "facts": self.facts,
                 "slo": self._experiment.slo(),
                 "source": self.source,
-                "root_url": root_url,
+                "root_url": self.root_url,
+                "closed_loop": self._experiment.closed_loop,
+                "own_ray": cluster.local,
                 "seed": self._experiment.seed,
                 "startup_timeout_s": self._experiment.startup_timeout,
                 "space": space,
@@ -181,7 +198,9 @@ class ServeTarget:
         """See `Target`."""
         from morphling_ray.serving.serve_config import serve_config
 
-        return header + yaml.safe_dump(serve_config(self.facts, configuration), sort_keys=False)
+        servicer = self._experiment.grpc_servicer
+        config = serve_config(self.facts, configuration, grpc_servicer=servicer)
+        return header + yaml.safe_dump(config, sort_keys=False)
 
     @property
     def is_demo(self) -> bool:

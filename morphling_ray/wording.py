@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any
 
-from morphling_ray.measurement import Measurement, Probe, Trial, Verdict
+from morphling_ray.measurement import Measurement, Probe, Trial
 
 NOTHING = "-"
 ABOUT = "about "  # before a value that a model read off the probes
@@ -61,6 +61,12 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def percent(probability: float) -> str:
+    """`87 %`; neither never nor always: at most `> 99 %`."""
+    shown = 100 * probability
+    return "> 99 %" if shown > 99.5 else "< 1 %" if shown < 0.5 else f"{shown:.0f} %"
+
+
 def setting(value: Any) -> str:
     """A knob's value."""
     if isinstance(value, bool):
@@ -73,6 +79,11 @@ def configuration_text(configuration: Mapping[str, Any], separator: str = " ") -
     return separator.join(f"{name}={setting(value)}" for name, value in configuration.items())
 
 
+def differing(configuration: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """The other's settings where they differ: `max_batch_size=16, precision=float32`."""
+    return configuration_text({k: v for k, v in other.items() if configuration.get(k) != v}, ", ")
+
+
 def one_line(text: str) -> str:
     """`text` without ends of line or control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
@@ -80,8 +91,7 @@ def one_line(text: str) -> str:
 
 def at_peak(measurement: Measurement) -> Probe | None:
     """The probe with the highest rate that met the SLO."""
-    met = [p for p in measurement.probes if p.kind == "open" and p.verdict is Verdict.MET]
-    return max(met, key=lambda p: p.rate_rps, default=None)
+    return max(measurement.met, key=lambda p: p.rate_rps, default=None)
 
 
 def bound_text(measurement: Measurement) -> str:

@@ -143,6 +143,41 @@ def test_an_http_application_with_two_deployments(tmp_path: Path) -> None:
     assert by_name["Model"]["max_ongoing_requests"] == 50
 
 
+def test_a_grpc_application(tmp_path: Path) -> None:
+    """Calls through Serve's gRPC proxy. Fails if they do not reach it, or the config would bring it up without gRPC."""
+    servicer = "ray.serve.generated.serve_pb2_grpc:add_UserDefinedServiceServicer_to_server"
+    (tmp_path / "experiment.yaml").write_text(
+        f"app: speaking_grpc:app\nrequest: speaking_grpc:call\ngrpc_servicer: {servicer}\nobjective: rps\n"
+        "max_trials: 1\nspace:\n  cpu_cores: [1]\n"
+    )
+    finished = cli.tune(tmp_path, "--experiment", "experiment.yaml", "--run-dir", "out")
+    assert finished.status == 0, finished.stderr
+    assert finished.result["peak_rps"] > 20
+    config = yaml.safe_load((tmp_path / "out" / "serve_config.yaml").read_text())
+    ServeDeploySchema.model_validate(config)
+    assert config["grpc_options"]["grpc_servicer_functions"] == [servicer.replace(":", ".")]
+
+
+def test_a_closed_loop_and_loadgen(tmp_path: Path) -> None:
+    """A server of 9 ms a request under two other kinds of load. Fails if either is far from what can be computed.
+
+    One request at a time, 60 ms: six in flight wait 54 ms, at all of the capacity; Poisson arrivals reach 75 RPS.
+    """
+    (tmp_path / "requests.jsonl").write_text("1\n2\n")
+    servers = Path(__file__).parents[1] / "benchmarks" / "servers.py"
+    arguments = ["--app", f"{servers}:md1", "--request", "requests.jsonl", "--slo-p99-ms", "60"]
+    arguments += ["--max-trials", "1", "--objective", "rps"]
+    closed = cli.tune(tmp_path, *arguments, "--closed-loop", "--run-dir", "closed")
+    assert closed.status == 0, closed.stderr
+    assert closed.result["peak_rps"] == pytest.approx(111, rel=0.1)
+    checked = cli.tune(tmp_path, *arguments, "--loadgen", "--run-dir", "checked")
+    assert checked.status == 0, checked.stderr
+    found = json.loads((tmp_path / "checked" / "recommendation.json").read_text())["loadgen"]
+    assert len(found["runs"]) == 6
+    assert found["peak_rps"] == pytest.approx(75, rel=0.15)
+    assert "MLPerf LoadGen" in (tmp_path / "checked" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("app", "reason"),
     [

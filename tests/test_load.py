@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ray.serve.generated import serve_pb2
 
 from morphling_ray.load.arrivals import poisson_arrivals, representative_arrivals, times_in_queue
-from morphling_ray.load.client import is_http
+from morphling_ray.load.client import is_grpc, is_http
 from morphling_ray.load.driver import LoadDriver, RequestSource, _Window
 from morphling_ray.load.sequential import Sequential
 from morphling_ray.load.window import Record, allowed_late, judge, tail_s, together
@@ -271,6 +272,33 @@ async def test_a_settled_verdict_ends_a_window() -> None:
     assert 400 < probe.requests < 2000
 
 
+class LateAtFirst(OneAtATime):
+    """Is late with one request in 40 of its first 200, which is neither met nor missed for sure, and then never."""
+
+    async def send(self, payload: Any) -> Any:
+        self.served += 1
+        late = self.served <= 200 and self.served % 40 == 0
+        await asyncio.sleep(2 * SLO.latency_s if late else 0.001)
+        return payload
+
+
+async def test_a_window_grows_while_its_verdict_is_not_settled() -> None:
+    """Fails if it ends unsettled although it may grow, grows when it is settled, or never ends."""
+
+    async def offer_up_to(windows: int, server: OneAtATime, rate_rps: float = 200.0) -> Record:
+        return await driver(server).probe(rate_rps=rate_rps, window_s=1.0, seed=1, slo=SLO, windows=windows)
+
+    one = await offer_up_to(1, LateAtFirst(0.0))
+    grown = await offer_up_to(4, LateAtFirst(0.0))
+    assert one.planned < 260
+    assert 1.8 * one.planned < grown.planned < 4.5 * one.planned
+    assert len(grown.due_s) == grown.planned
+    assert (np.diff(grown.due_s) >= 0).all()
+    assert np.median(grown.lag_s) < 0.02  # the next part goes on at once
+    quick = await offer_up_to(4, OneAtATime(0.0), 700.0)
+    assert quick.planned < 800  # one part is enough
+
+
 def test_error_rates_of_the_sequential_test() -> None:
     """Fails if either of the stated error rates is exceeded on bursts of five, or if nothing is ever settled."""
     rng, tests = np.random.default_rng(0), Sequential(SLO)
@@ -306,10 +334,20 @@ def test_request_sources(tmp_path: Any) -> None:
         "def items():\n    yield 'a'\n    yield 'b'\n"
     )
     folder = str(tmp_path)
-    assert list(itertools.islice(RequestSource(value=[1]).payloads(), 2)) == [[1], [1]]
+    assert list(itertools.islice(RequestSource(values=([1],)).payloads(), 2)) == [[1], [1]]
+    assert list(itertools.islice(RequestSource(values=(1, 2)).payloads(), 3)) == [1, 2, 1]
     assert list(itertools.islice(RequestSource(function="my_requests:each", folder=folder).payloads(), 3)) == [0, 1, 2]
     items = RequestSource(function="my_requests:items", folder=folder).payloads()
     assert list(itertools.islice(items, 3)) == ["a", "b", "a"]
+
+
+def test_what_a_grpc_request_is() -> None:
+    """Fails if an HTTP request, or a dict that holds no message, is taken for a gRPC call."""
+    message = serve_pb2.UserDefinedMessage(name="somebody")
+    assert is_grpc({"method": "/package.Service/Method", "message": message})
+    assert not is_grpc({"method": "GET", "path": "/"})
+    assert not is_grpc({"method": "/package.Service/Method", "message": {"name": "somebody"}})
+    assert not is_http({"method": "/package.Service/Method", "message": message})
 
 
 def test_what_an_http_request_is() -> None:

@@ -31,7 +31,7 @@ def ray_serve() -> Iterator[None]:
 
     connect(None)
     try:
-        start_serve(http_port=None)
+        start_serve()
         yield
     finally:
         disconnect()
@@ -89,7 +89,7 @@ def test_one_deployment_tells_about_all_its_batch_settings(served: tuple[Any, An
     assert found.configuration["max_batch_size"] >= 8
     assert found.details["replicas"] == began.details["replicas"]  # the same process: it was changed live
     assert "table" not in found.timings_s  # that of the deployment is known
-    (replica,) = evaluator._replicas
+    (replica,) = evaluator.stand.replicas
     batcher = ReplicaBatcher(replica.actor_name)
     state = batcher.state()
     assert state is not None
@@ -120,7 +120,7 @@ def test_a_replica_that_was_replaced_gets_the_settings_again(served: tuple[Any, 
     from morphling_ray.serving.control import ReplicaBatcher
 
     _, evaluator = served
-    deployer = evaluator.deployer
+    deployer = evaluator.stand.deployer
     small = {"cpu_cores": 1, "max_batch_size": 2, "batch_wait_timeout_ms": 0}
     large = {**small, "max_batch_size": 16}
     (first,) = deployer.deploy(small)
@@ -156,6 +156,64 @@ def test_another_server_is_measured_by_plain_probes(served: tuple[Any, Any]) -> 
         ServiceTimes(np.array([1]), np.array([0.009]), NO_STRAYS), [(1, 0.0)], slo_s=SLO_MS / 1e3, percentile=99.0
     )
     assert found.metrics["peak_rps"] == pytest.approx(expected, rel=0.2)
+
+
+@pytest.mark.parametrize("served", [("batching", None)], indirect=True)
+def test_finalists_of_one_deployment_are_compared_on_the_same_replicas(served: tuple[Any, Any]) -> None:
+    """Fails if a replica is restarted between windows, the better one loses, or its evidence is not kept."""
+    _, evaluator = served
+    small = {"cpu_cores": 1, "max_batch_size": 2, "batch_wait_timeout_ms": 0}
+    large = {**small, "max_batch_size": 16}
+    lost, won = evaluator.compare(small, large)
+    assert won.comparison is not None
+    assert won.comparison.won
+    assert not won.comparison.tie
+    assert won.comparison == lost.comparison.mirrored(small)
+    computed = truth([(16, 0.0), (2, 0.0)])
+    assert won.comparison.ratio == pytest.approx(computed[0] / computed[1], rel=0.2)
+    assert won.metrics["peak_rps"] == pytest.approx(computed[0], rel=0.2)
+    assert lost.estimated
+    assert lost.metrics["peak_rps"] == pytest.approx(won.metrics["peak_rps"] / won.comparison.ratio)
+    assert won.details["replicas"] == lost.details["replicas"]
+    assert any("on the same replicas" in note for note in won.notes)
+    assert sum(p.kind == "open" for p in lost.probes) == won.comparison.pairs
+    assert sum(p.window_s > 2 for p in won.probes) >= 4  # the winner is measured long
+
+
+@pytest.mark.parametrize(
+    ("served", "one", "other", "note"),
+    [
+        (
+            ("md1", {"cpu_cores": [1], "max_ongoing_requests": [50, 100]}),
+            {"cpu_cores": 1, "max_ongoing_requests": 50},
+            {"cpu_cores": 1, "max_ongoing_requests": 100},
+            "both being up all the time",
+        ),
+        (("md1", {"cpu_cores": [1, 2]}), {"cpu_cores": 1}, {"cpu_cores": 2}, "no room for both"),
+    ],
+    indirect=["served"],
+)
+def test_finalists_of_two_deployments_are_compared(
+    served: tuple[Any, Any], one: dict[str, Any], other: dict[str, Any], note: str
+) -> None:
+    """Two that are equal. Fails if a second application is left behind, or the first one's peak is that of both."""
+    from ray import serve
+
+    _, evaluator = served
+    evaluator.measure(one, exact=True)
+    first, second = evaluator.compare(one, other, ratio=1.0)
+    for measurement in (first, second):
+        assert measurement.feasible, measurement.infeasible_because
+        assert measurement.comparison is not None
+        assert any(note in n for n in measurement.notes)
+        assert measurement.metrics["peak_rps"] == pytest.approx(75, rel=0.2)  # see the test above
+        assert 0.85 < measurement.comparison.ratio < 1.18
+    assert first.comparison.won != second.comparison.won
+    applications = set(serve.status().applications)
+    assert not any(name.endswith("rival") for name in applications), applications
+    cheaper = evaluator.duel(one, other, ratio=0.5).compare()  # half the peak is enough for the first one
+    assert not cheaper.tie
+    assert cheaper.p_better > 0.95
 
 
 @pytest.mark.parametrize("work", ["", "__import__('time').sleep(0.008); "])

@@ -39,6 +39,27 @@ class Evaluator(Protocol):
         """
         ...
 
+    def compare(
+        self,
+        configuration: Configuration,
+        rival: Configuration,
+        *,
+        ratio: float = 1.0,
+        progress: Progress | None = None,
+    ) -> tuple[Measurement, Measurement]:
+        """Measures two finalists in turn, until one of them is the better one or they are a tie.
+
+        Args:
+            configuration: One of them; in a tie it is the one to be preferred.
+            rival: The other.
+            ratio: Its peak over the rival's at which both are equally good.
+            progress: Told what is being done.
+
+        Returns:
+            The measurements of both, each with its `comparison`.
+        """
+        ...
+
     def close(self) -> None:
         """Takes down whatever was put up."""
         ...

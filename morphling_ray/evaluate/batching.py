@@ -90,11 +90,6 @@ class BatchingTwin:
         fit = bool(self._free) and self._deployment(configuration) not in self._unfit
         return fit and len(agree) == len(replicas) and all(agree)
 
-    def drop(self) -> None:
-        """Drops what waits in the replicas' queues: requests of a probe that is over."""
-        for batcher in self._batchers:
-            batcher.drop()
-
     def forget(self) -> None:
         """Throws all tables and calibrations away; how often the machine pauses is not forgotten."""
         self._tables.clear()

@@ -5,12 +5,14 @@ wants to show progress asks the lane meanwhile what it is doing.
 """
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import ray
 
 from morphling_ray.evaluate import Evaluator
 from morphling_ray.measurement import Measurement
+from morphling_ray.space import Configuration
 
 NAMESPACE = "morphling_ray"
 
@@ -27,36 +29,63 @@ class Lane:
         self._evaluator: Evaluator = make_evaluator(**arguments)
         self._stage: tuple[int, str] | None = None
 
-    def measure(self, ask: dict[str, Any]) -> str:
+    def measure(self, ask: dict[str, Any]) -> dict[str, str]:
         """Measures what a searcher asked for.
 
         Args:
-            ask: `number`, `configuration`, `stage` (`search` or `confirm`), `needed` and `exact`.
+            ask: `number`, `configuration`, `stage` (`search` or `confirm`), `needed` and `exact`; for a comparison also
+                `rival`, which is such a dict, and `ratio`.
 
         Returns:
-            The measurement as JSON text. An error of our own is a reason too: a trial never takes the search down.
+            `measurement` as JSON text, and that of the `rival`. An error of our own is a reason too: a trial never
+            takes the search down.
         """
 
         def say(text: str) -> None:
             self._stage = (ask["number"], text)
 
+        evaluator, rival = self._evaluator, ask.get("rival")
+        measured: tuple[Measurement, ...]
         try:
-            measurement = self._evaluator.measure(
-                ask["configuration"],
-                needed=ask["needed"],
-                confirm=ask["stage"] == "confirm",
-                exact=ask["exact"],
-                progress=say,
-            )
+            if rival is not None:
+                sides = (ask["configuration"], rival["configuration"])
+                measured = evaluator.compare(*sides, ratio=ask["ratio"], progress=say)
+            else:
+                measured = (
+                    evaluator.measure(
+                        ask["configuration"],
+                        needed=ask["needed"],
+                        confirm=ask["stage"] == "confirm",
+                        exact=ask["exact"],
+                        progress=say,
+                    ),
+                )
         except Exception as error:  # noqa: BLE001  a lost node or a dead driver ends this trial, not the search
-            text = " ".join(str(error).split())[:500]
-            measurement = Measurement(
-                configuration=ask["configuration"],
-                infeasible_because=f"the measurement failed: {type(error).__name__}: {text}",
+            reason = f"the measurement failed: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
+            measured = tuple(
+                Measurement(configuration=side["configuration"], infeasible_because=reason)
+                for side in (ask, rival)
+                if side is not None
             )
         finally:
             self._stage = None
-        return json.dumps(measurement.to_dict())
+        return dict(zip(("measurement", "rival"), (json.dumps(m.to_dict()) for m in measured)))
+
+    def cross_check(self, number: int, configuration: Configuration) -> dict[str, Any]:
+        """What MLPerf LoadGen finds; see `OnlineEvaluator.cross_check`.
+
+        Args:
+            number: Of the trial that is shown to be going on.
+            configuration: Which has been measured before.
+        """
+
+        def say(text: str) -> None:
+            self._stage = (number, text)
+
+        try:
+            return asdict(self._evaluator.cross_check(configuration, say))  # type: ignore[attr-defined]
+        finally:
+            self._stage = None
 
     def stage(self) -> tuple[int, str] | None:
         """Trial number and what is being done for it; None between trials."""

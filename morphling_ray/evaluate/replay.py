@@ -8,6 +8,8 @@ import numpy as np
 
 from morphling_ray.errors import InputError
 from morphling_ray.evaluate import Progress
+from morphling_ray.evaluate.attempt import compared
+from morphling_ray.load.pairs import unpaired
 from morphling_ray.measurement import Measurement
 from morphling_ray.objective import Objective
 from morphling_ray.space import Configuration
@@ -104,6 +106,27 @@ class ReplayEvaluator:
             name: float(self.surface.metrics[name][index] * np.exp(self._noise * z)) for name, z in zip(names, normal)
         }
         return Measurement(configuration=dict(configuration), metrics=metrics, timings_s=timings_s)
+
+    def compare(
+        self,
+        configuration: Configuration,
+        rival: Configuration,
+        *,
+        ratio: float = 1.0,
+        progress: Progress | None = None,
+    ) -> tuple[Measurement, Measurement]:
+        """Looks both up once more; the objective itself decides, whatever `ratio` is. See `Evaluator`."""
+        one, other = self.measure(configuration, progress=progress), self.measure(rival, progress=progress)
+        values = [self._value(m) for m in (one, other)]
+        if not any(values):
+            return one, other
+        found = unpaired(*values, sd=max(self._noise, 1e-6))
+        return compared(one, other, found, first_won=found.tie or found.p_better > 0.5)
+
+    def _value(self, measurement: Measurement) -> float:
+        if not measurement.feasible:
+            return 0.0
+        return float(np.asarray(self.objective(measurement.configuration, measurement.metrics)))
 
     def truth(self, configuration: Configuration) -> float:
         """The objective without noise, 0 where infeasible: what regret is computed from.

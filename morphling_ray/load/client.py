@@ -1,15 +1,22 @@
-"""How one request is sent: through a Serve handle or over HTTP; `send(payload)` raises where it fails."""
+"""How one request is sent: through a Serve handle, over HTTP or by gRPC; `send(payload)` raises where it fails."""
 
 import asyncio
 from collections.abc import Awaitable
 from typing import Any, Protocol
 
 HTTP_KEYS = {"method", "path", "json", "body", "headers"}
+GRPC_KEYS = {"method", "message"}
+GRPC = "grpc://"
 
 
 def is_http(payload: Any) -> bool:
     """Whether a payload describes an HTTP request: `{"method", "path", "json" | "body", "headers"}`."""
     return isinstance(payload, dict) and "method" in payload and "path" in payload and set(payload) <= HTTP_KEYS
+
+
+def is_grpc(payload: Any) -> bool:
+    """Whether a payload describes a gRPC call: `{"method": "/package.Service/Method", "message": a message}`."""
+    return isinstance(payload, dict) and set(payload) == GRPC_KEYS and hasattr(payload["message"], "SerializeToString")
 
 
 class Client(Protocol):
@@ -74,3 +81,48 @@ class HttpClient:
     async def close(self) -> None:
         """See `Client`."""
         await self._session.close()
+
+
+class GrpcClient:
+    """By gRPC, through Serve's gRPC proxy: unary calls, on one connection as gRPC clients have it.
+
+    Args:
+        target: `host:port`.
+        app_name: The Serve application that the proxy shall pass calls on to.
+    """
+
+    def __init__(self, target: str, app_name: str) -> None:
+        import grpc  # see HttpClient
+
+        unlimited = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+        self._channel = grpc.aio.insecure_channel(target, options=unlimited)
+        self._metadata = (("application", app_name),)
+        self._calls: dict[str, Any] = {}
+
+    async def send(self, payload: Any) -> Any:
+        """See `Client`. The answer stays in its serialised form."""
+        method, message = payload["method"], payload["message"]
+        if method not in self._calls:
+            serialise = type(message).SerializeToString
+            self._calls[method] = self._channel.unary_unary(method, request_serializer=serialise)
+        return await self._calls[method](message, metadata=self._metadata)
+
+    async def close(self) -> None:
+        """See `Client`."""
+        await self._channel.close()
+
+
+def connect(app_name: str, root_url: str | None) -> Client:
+    """The client of an application; call it inside an event loop.
+
+    Args:
+        app_name: Its name in Serve.
+        root_url: `http://host:port/prefix` or `grpc://host:port` of Serve's proxy; None: through the Serve handle.
+    """
+    if root_url is None:
+        from ray import serve
+
+        return HandleClient(serve.get_app_handle(app_name))
+    if root_url.startswith(GRPC):
+        return GrpcClient(root_url.removeprefix(GRPC), app_name)
+    return HttpClient(root_url)

@@ -16,7 +16,7 @@ from morphling_ray.objective import Slo
 from morphling_ray.serving.application import python_path
 
 # The optimised mode runs the handle's router in the driver's own event loop: three times the requests a second.
-_ENVIRONMENT = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+ENVIRONMENT = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 _BUSY = 0.5  # share of a core that a driver uses when more drivers are any help; a hiccup needs no helper
 
 
@@ -32,13 +32,19 @@ class Crew:
 
     def __init__(self, app_name: str, source: RequestSource, root_url: str | None, slo: Slo) -> None:
         self._arguments = app_name, source, root_url
-        self._environment = {**_ENVIRONMENT, **python_path(source.folder)}
+        self._environment = {**ENVIRONMENT, **python_path(source.folder)}
         self._slo = slo
-        self._cores: list[int] = []
+        self.cores: list[int] = []
+        """Which all drivers keep to; empty: any."""
         self._drivers: list[Any] = []
         self.record: Record | None = None
         """What the latest window showed, request by request."""
         self._add()
+
+    @property
+    def address(self) -> tuple[str, RequestSource, str | None]:
+        """Name of the application, what requests send, and where to."""
+        return self._arguments
 
     @property
     def size(self) -> int:
@@ -47,8 +53,8 @@ class Crew:
 
     def pin(self, cores: Sequence[int]) -> None:
         """Keeps all drivers on `cores`; there are never more drivers than these."""
-        self._cores = list(cores)
-        ray.get([d.pin.remote(self._cores) for d in self._drivers])
+        self.cores = list(cores)
+        ray.get([d.pin.remote(self.cores) for d in self._drivers])
 
     def ask(self, timeout_s: float) -> tuple[str, Any]:
         """A single request; see `LoadDriver.ask`."""
@@ -60,8 +66,8 @@ class Crew:
         latency_s: list[float] = ray.get(self._drivers[0].alone.remote(count))
         return latency_s
 
-    def saturate(self, *, in_flight: int, window_s: float) -> Probe:
-        """A closed loop with `in_flight` requests in all; see `LoadDriver.saturate`."""
+    def saturate(self, *, in_flight: int, window_s: float, kind: str = "saturate") -> Probe:
+        """A closed loop with `in_flight` requests in all; see `LoadDriver.saturate`. `closed`: its verdict counts."""
         shares = [in_flight // self.size + (i < in_flight % self.size) for i in range(self.size)]
         records = ray.get(
             [
@@ -71,7 +77,8 @@ class Crew:
             ]
         )
         self.record = together(records)
-        return judge(self.record, kind="saturate", rate_rps=0.0, window_s=window_s, slo=self._slo)
+        rate_rps = self.record.achieved_rps if kind == "closed" else 0.0
+        return judge(self.record, kind=kind, rate_rps=rate_rps, window_s=window_s, slo=self._slo)
 
     def probe(self, *, rate_rps: float, window_s: float, seed: int, **how: Any) -> Probe:
         """One window of Poisson arrivals; see `LoadDriver.probe`. An INVALID one leaves a larger crew, if it can."""
@@ -79,7 +86,7 @@ class Crew:
         seeds = [seed, *(hash((seed, i)) % 2**32 for i in range(1, self.size))]
         self.record = together(ray.get([d.probe.remote(seed=s, **each) for d, s in zip(self._drivers, seeds)]))
         probe = judge(self.record, kind="open", rate_rps=rate_rps, window_s=window_s, slo=self._slo)
-        if probe.verdict is Verdict.INVALID and probe.driver_cpu > _BUSY and self.size < len(self._cores):
+        if probe.verdict is Verdict.INVALID and probe.driver_cpu > _BUSY and self.size < len(self.cores):
             self._add()
         return probe
 
@@ -98,6 +105,6 @@ class Crew:
             .options(num_cpus=0, max_concurrency=4, runtime_env={"env_vars": self._environment})
             .remote(*self._arguments)
         )
-        if self._cores:
-            ray.get(driver.pin.remote(self._cores))
+        if self.cores:
+            ray.get(driver.pin.remote(self.cores))
         self._drivers.append(driver)

@@ -12,7 +12,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from morphling_ray.load.arrivals import poisson_arrivals, representative_arrivals
-from morphling_ray.load.client import Client, HandleClient, HttpClient
+from morphling_ray.load.client import Client, connect
 from morphling_ray.load.sequential import Sequential
 from morphling_ray.load.window import Record, allowed_late
 from morphling_ray.measurement import Verdict
@@ -29,6 +29,7 @@ from morphling_ray.objective import Slo
 DRAIN_S = 2.0  # how long requests that were given up may take to go away
 LEAD_S = 0.005  # from the last preparation to the first instant of a window
 CHECK_S = 0.01  # how often it is checked whether a window is settled
+_APART = 1_000_033  # between the seeds of the parts of a window that grows
 MANY_ERRORS = 20  # end a closed loop, which would otherwise fail as fast as it can
 
 
@@ -179,6 +180,7 @@ class LoadDriver:
         settle_after_s: float | None = None,
         representative: bool = False,
         whole: bool = False,
+        windows: int = 1,
     ) -> Record:
         """Open loop: Poisson arrivals at `rate_rps` for `window_s`, or until the verdict is settled.
 
@@ -190,13 +192,16 @@ class LoadDriver:
             settle_after_s: From then on a settled verdict ends the window; None: only a certain miss does.
             representative: Choose the schedule so that it does what Poisson arrivals do in the long run.
             whole: Nothing ends the window, so that its share of late requests is that of the rate.
+            windows: The window grows to up to so many times its length while the verdict is not settled.
         """
-        schedule = (representative_arrivals if representative else poisson_arrivals)(rate_rps, window_s, seed)
-        payloads = [next(self._payloads) for _ in schedule]
-        tests, most_late = Sequential(slo), allowed_late(len(schedule), slo)
+        draw = representative_arrivals if representative else poisson_arrivals
+        # All of them are drawn now: while requests are sent there is no time for it.
+        parts = [draw(rate_rps, window_s, seed + _APART * i) + i * window_s for i in range(windows)]
+        payloads = [[next(self._payloads) for _ in part] for part in parts]
+        tests, most_late = Sequential(slo), allowed_late(sum(map(len, parts)), slo)
         collecting = gc.isenabled()
         gc.disable()  # a collection in the middle of a window would make it late
-        window = _Window(time.perf_counter() + LEAD_S, slo.latency_s)
+        window, settled, planned = _Window(time.perf_counter() + LEAD_S, slo.latency_s), None, 0
 
         def decide() -> Verdict | None:
             if whole:
@@ -209,7 +214,11 @@ class LoadDriver:
             return tests.settled(known, late)
 
         try:
-            settled = await self._offer(window, (schedule + window.start).tolist(), payloads, decide)
+            for part, sent in zip(parts, payloads, strict=True):
+                settled = await self._offer(window, (part + window.start).tolist(), sent, decide)
+                planned += len(part)
+                if settled is not None or tests.settled(*window.known()) is not None:
+                    break
             while window.in_flight and settled is not Verdict.MISSED:
                 await asyncio.wait(
                     list(window.in_flight.values()), timeout=CHECK_S, return_when=asyncio.FIRST_COMPLETED
@@ -217,7 +226,7 @@ class LoadDriver:
                 settled = settled or decide()
                 if time.perf_counter() > window.due[-1] + slo.latency_s:
                     break  # all that are left are late, whatever happens to them now
-            record = window.record(planned=len(schedule), settled=settled)
+            record = window.record(planned=planned, settled=settled)
             await _give_up(list(window.in_flight.values()))
         finally:
             if collecting:
@@ -228,7 +237,7 @@ class LoadDriver:
         self, window: _Window, due: list[float], payloads: list[Any], decide: Callable[[], Verdict | None]
     ) -> Verdict | None:
         """Sends each request at its instant; ends with a verdict where one is settled before the last is sent."""
-        check_at = window.start
+        check_at = max(window.start, time.perf_counter())
         for at, payload in zip(due, payloads, strict=True):
             while True:
                 now = time.perf_counter()
@@ -281,22 +290,22 @@ def _completion_rate(finished_at: list[float], end: float, elapsed_s: float) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class RequestSource:
-    """What requests send: one JSON value for all, or what a function returns (each call, or item by item).
+    """What requests send: JSON values in turn, or what a function returns (each call, or item by item).
 
     Attributes:
-        value: The JSON value; unused where `function` is set.
+        values: The JSON values; unused where `function` is set.
         function: `module:function`, importable with `folder` on the path.
         folder: Put on the path first.
     """
 
-    value: Any = None
+    values: Sequence[Any] = (None,)
     function: str | None = None
     folder: str | None = None
 
     def payloads(self) -> Iterator[Any]:
         """Endless iterator of payloads."""
         if self.function is None:
-            return itertools.repeat(self.value)
+            return itertools.cycle(self.values)
         if self.folder and self.folder not in sys.path:
             sys.path.insert(0, self.folder)
         module, _, name = self.function.partition(":")
@@ -313,18 +322,11 @@ class ServeLoadDriver(LoadDriver):
     Args:
         app_name: The application.
         source: What requests send.
-        root_url: Where the HTTP proxy listens; None to go through the Serve handle.
+        root_url: See `connect`.
     """
 
     def __init__(self, app_name: str, source: RequestSource, root_url: str | None = None) -> None:
-        def connect() -> Client:
-            if root_url is not None:
-                return HttpClient(root_url)
-            from ray import serve
-
-            return HandleClient(serve.get_app_handle(app_name))
-
-        super().__init__(connect, source.payloads())
+        super().__init__(lambda: connect(app_name, root_url), source.payloads())
         gc.freeze()  # what was imported is never garbage: collections during a window get shorter
 
 

@@ -1,7 +1,7 @@
 """The search for the peak: pure functions of probes, so they are tested without a server and without time.
 
 `pooled_peak` reads the peak off all latencies of a few windows around it; `find_peak` goes by verdicts alone, and does
-the work where latencies do not behave as a queue's do.
+the work where latencies do not behave as a queue's do. `closed_peak` is for load that is requests in flight.
 """
 
 import math
@@ -16,6 +16,7 @@ ProbeAt = Callable[[float], Probe]
 CAPACITY_ERROR = 0.08  # a capacity from a window of one second is off by that much at times
 LOWEST_SHARE, HIGHEST_SHARE = 0.2, 0.97  # of the capacity: between these a window tells where the peak is
 ONE_WINDOW_SD = 0.1
+MOST_PROBES = 10
 NARROW = 0.4  # median latency over the tail's, below which a miss looks like a hiccup and not like a growing backlog
 
 
@@ -132,7 +133,7 @@ def find_peak(
     step: float = 0.15,
     needed_rps: float | None = None,
     rel_tol: float = 0.1,
-    max_probes: int = 10,
+    max_probes: int = MOST_PROBES,
     floor_ratio: float = 1 / 32,
 ) -> PeakSearch:
     """Largest rate that meets the SLO, to within `rel_tol`, for a server that saturates at `capacity_rps`.
@@ -187,6 +188,41 @@ def find_peak(
         else:
             rate, step = low * (1 + step), 2 * step
     return found()
+
+
+def closed_peak(
+    probe: Callable[[int], Probe], *, start: int, capacity_rps: float, needed_rps: float | None = None
+) -> PeakSearch:
+    """The throughput of as many requests in flight as meet the SLO: doubled or halved, then bisected.
+
+    Args:
+        probe: Measures one window with so many in flight.
+        start: How many at first.
+        capacity_rps: Throughput with many in flight.
+        needed_rps: The peak that would be of interest.
+    """
+    upper = capacity_rps * (1 + CAPACITY_ERROR)
+    if needed_rps is not None and upper <= needed_rps:
+        return PeakSearch(peak_rps=0.0, upper_rps=upper, rejected=True, driver_limited=False, probes=())
+    probes: list[Probe] = []
+    met: dict[int, float] = {}
+    missed: dict[int, float] = {}
+    count = start
+    while len(probes) < MOST_PROBES:
+        result = probe(count)
+        probes.append(result)
+        (met if result.verdict is Verdict.MET else missed)[count] = result.achieved_rps
+        low, high = max(met, default=0), min(missed, default=0)
+        if not high:
+            count = 2 * low
+        elif high - low <= max(1, low // 16):
+            break
+        else:
+            count = (low + high) // 2
+    low, high = max(met, default=0), min(missed, default=0)
+    peak = met.get(low, 0.0)
+    upper = max(peak, missed.get(high, upper))
+    return PeakSearch(peak_rps=peak, upper_rps=upper, rejected=False, driver_limited=False, probes=tuple(probes))
 
 
 def _narrow(probe: Probe) -> bool:

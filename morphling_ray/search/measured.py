@@ -93,9 +93,10 @@ class MeasuredSampler(ABC):
     def foresee(self, configuration: Configuration, measurement: Measurement) -> None:  # noqa: B027
         """See `Sampler`: a method without a belief of its own goes by measurements alone."""
 
-    def recommend(self) -> Recommendation | None:
+    def recommend(self, among: Sequence[Configuration] | None = None) -> Recommendation | None:
         """See `Sampler`."""
         ranked = self._ranked()
+        ranked = [r for r in ranked if among is not None and self._history.points[r[1]] in among] or ranked
         if not ranked:
             return None
         return Recommendation(configuration=dict(self._history.points[ranked[0][1]]), objective=ranked[0][0])

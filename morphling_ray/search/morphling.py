@@ -138,9 +138,11 @@ class MorphlingSampler:
         """See `Sampler`."""
         self._history.foresee(configuration, measurement)
 
-    def recommend(self) -> Recommendation | None:
+    def recommend(self, among: Sequence[Configuration] | None = None) -> Recommendation | None:
         """See `Sampler`."""
         ranked, draws = self._ranked()
+        first = [p for p in ranked if among is not None and self._history.points[p] in among]
+        ranked = first + [p for p in ranked if p not in first]
         if draws is None or not ranked:
             return None
         coin = np.random.default_rng(self._seed + 1).random(draws.works.shape) < draws.works
@@ -169,12 +171,13 @@ class MorphlingSampler:
     def finalists(self, count: int) -> list[Configuration]:
         """See `Sampler`."""
         ranked, draws = self._ranked()
-        chosen = ranked[:count]
-        if draws is not None and len(chosen) > 1:
-            first, *others = (draws.values.values[:, draws.points == p][:, 0] for p in chosen)
-            better = [float((other > first).mean()) for other in others]
-            chosen = [chosen[0], *(p for p, chance in zip(chosen[1:], better) if chance >= _CLEARLY_WORSE)]
-        return [dict(self._history.points[i]) for i in chosen]
+        if draws is None or not ranked:
+            return []
+        values = {p: draws.values.values[:, draws.points == p][:, 0] for p in ranked}
+        lead = {p: values[p] - values[ranked[0]] for p in ranked[1:]}
+        # Another look pays where the difference may turn out large: not at two that are sure to be alike.
+        rivals = sorted((p for p in lead if (lead[p] > 0).mean() >= _CLEARLY_WORSE), key=lambda p: -_gain(lead[p]))
+        return [dict(self._history.points[p]) for p in [ranked[0], *rivals][:count]]
 
     def _most_promising(self, free: IntArray) -> int:
         draws = self._draws()
@@ -257,3 +260,8 @@ class MorphlingSampler:
         expected = dict(zip(map(int, draws.points), draws.expected))
         ranked = [p for p in contenders if expected.get(p, 0.0) > 0]
         return sorted(ranked, key=lambda p: (-expected[p], p)), draws
+
+
+def _gain(lead: FloatArray) -> float:
+    """What it is worth to know which of two is the better one, given draws of the second one's lead."""
+    return float(np.maximum(lead, 0.0).mean())

@@ -59,9 +59,9 @@ class PortfolioGpSampler:
         """See `Sampler`."""
         self._gp.foresee(configuration, measurement)
 
-    def recommend(self) -> Recommendation | None:
+    def recommend(self, among: Sequence[Configuration] | None = None) -> Recommendation | None:
         """See `Sampler`."""
-        return self._gp.recommend()
+        return self._gp.recommend(among)
 
     def finalists(self, count: int) -> list[Configuration]:
         """See `Sampler`."""

@@ -1,7 +1,9 @@
 """A search session as a Ray Tune search algorithm: trial ids to trial numbers and back, and nothing else.
 
 The trainable gets `{"number", "configuration", "stage", "needed", "exact"}` as its config and reports one result with
-the key `measurement`: the JSON text of `Measurement.to_dict()`.
+the key `measurement`: the JSON text of `Measurement.to_dict()`. Where the config has a `rival` as well, the two are
+measured in turn (with the `ratio` of peaks at which they are equal), and the result has a `rival` too. To Tune that is
+one trial, to everybody else it is two.
 """
 
 import json
@@ -64,7 +66,11 @@ class SessionSearcher(Searcher):  # type: ignore[misc]  # Ray has no types
         ask = self._asks.pop(trial_id, None)
         if ask is None:  # ended twice, or never ours
             return
-        measurement = _measurement(ask, result, error)
+        self._tell(ask, _measurement(ask, "measurement", result, error))
+        if ask.rival is not None:
+            self._tell(ask.rival, _measurement(ask.rival, "rival", result, error))
+
+    def _tell(self, ask: Ask, measurement: Measurement) -> None:
         objective = self.session.tell(ask.number, measurement)
         self._told.append({"number": ask.number, "stage": ask.stage, "measurement": measurement.to_dict()})
         if self._on_trial is not None:
@@ -90,7 +96,7 @@ class SessionSearcher(Searcher):  # type: ignore[misc]  # Ray has no types
             if state["format"] != _FORMAT:
                 raise ValueError(f"format {state['format']!r}")
             told = [(int(t["number"]), str(t["stage"]), Measurement.from_dict(t["measurement"])) for t in state["told"]]
-            running = {str(trial_id): Ask(**config) for trial_id, config in state["running"].items()}
+            running = {str(trial_id): _ask(config) for trial_id, config in state["running"].items()}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"{checkpoint_path} is not the state of a search ({type(error).__name__}: {error})"
@@ -106,21 +112,29 @@ class SessionSearcher(Searcher):  # type: ignore[misc]  # Ray has no types
         self._asks[trial_id] = ask
         if self._on_ask is not None:
             self._on_ask(ask)
+            if ask.rival is not None:
+                self._on_ask(ask.rival)
 
 
 def _config(ask: Ask) -> dict[str, Any]:
-    return {
+    config: dict[str, Any] = {
         "number": ask.number,
         "configuration": dict(ask.configuration),
         "stage": ask.stage,
         "needed": dict(ask.needed),
         "exact": ask.exact,
     }
+    return config if ask.rival is None else {**config, "rival": _config(ask.rival), "ratio": ask.ratio}
 
 
-def _measurement(ask: Ask, result: dict[str, Any] | None, error: bool) -> Measurement:
+def _ask(config: dict[str, Any]) -> Ask:
+    rival = config.get("rival")
+    return Ask(**{**config, "rival": None if rival is None else _ask(rival)})
+
+
+def _measurement(ask: Ask, key: str, result: dict[str, Any] | None, error: bool) -> Measurement:
     """What a trial measured, or why it has nothing."""
-    text = None if error or not result else result.get("measurement")
+    text = None if error or not result else result.get(key)
     if text is None:
         why = "the trial ended with an error" if error else "the trial ended without a measurement"
         return Measurement(configuration=dict(ask.configuration), infeasible_because=why)

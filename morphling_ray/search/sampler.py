@@ -4,6 +4,7 @@ A sampler is pure bookkeeping and arithmetic: no clock, no Ray, no files. Equal 
 proposals, in every process; it can be pickled in the middle of a search.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,10 +63,14 @@ class Sampler(Protocol):
         """
         ...
 
-    def recommend(self) -> Recommendation | None:
-        """The best of what was measured and works, by expected objective; None before there is any."""
+    def recommend(self, among: Sequence[Configuration] | None = None) -> Recommendation | None:
+        """The best of what was measured and works, by expected objective; None before there is any.
+
+        Args:
+            among: Only one of these, where any of them works.
+        """
         ...
 
     def finalists(self, count: int) -> list[Configuration]:
-        """Up to `count` measured configurations worth measuring again, best first, without clearly worse ones."""
+        """Up to `count` measured configurations worth measuring again, the best first, without clearly worse ones."""
         ...

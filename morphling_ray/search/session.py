@@ -5,12 +5,13 @@
         measurement = evaluator.measure(ask.configuration, needed=ask.needed, confirm=ask.stage == "confirm")
         session.tell(ask.number, measurement)
 
-Configurations that the user gave come first, then what the sampler suggests, and last the finalists once more, in turn,
-so that the recommendation does not rest on one lucky measurement.
+Configurations that the user gave come first, then what the sampler suggests. Last come the finalists once more, two of
+them in turn, as two trials that are one comparison: what is recommended has won it, or is the cheaper one of a tie.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -24,7 +25,6 @@ from morphling_ray.space import Configuration, SearchSpace
 
 SEARCH, CONFIRM = "search", "confirm"
 
-_FINALISTS = 2
 _CONFIRM_FROM = 5  # with fewer trials, each is worth more as a new configuration
 _CONFIRM_WEIGHT = 2.0  # a confirming measurement is longer: it counts as much as two others
 
@@ -39,6 +39,8 @@ class Ask:
         stage: `search`, or `confirm` for a finalist that is measured again.
         needed: By metric, what it takes to beat the best so far; empty where the trial must be measured in full.
         exact: It must be this configuration; else one that costs nothing more to try and serves better will do.
+        rival: To be measured in turn with it, a trial of its own. In a tie this one wins, which is the cheaper one.
+        ratio: Its peak over the rival's at which both are equally good.
     """
 
     number: int
@@ -46,6 +48,8 @@ class Ask:
     stage: str
     needed: Mapping[str, float] = field(default_factory=dict)
     exact: bool = False
+    rival: "Ask | None" = None
+    ratio: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +66,9 @@ class Outcome:
         p_near_best: Probability that it is within 5 % of the best in the space, or None without a model.
         trials: Numbers of the trials that measured it.
         confirmed: Whether one of them was a confirmation.
-        p_better: Probability that it is better than the next best that was measured; None in a tie, or without a model.
-        tied: How many others cannot be told from it; it is the cheapest of them, where the session knows costs.
+        p_better: Probability that it is better than the next best that was measured; None in a tie, or if not known.
+        tied: How many others cannot be told from it.
+        beaten: The finalist that it was compared with; None if with none. In a tie it is the cheaper one.
     """
 
     configuration: Configuration
@@ -76,6 +81,7 @@ class Outcome:
     confirmed: bool
     p_better: float | None = None
     tied: int = 0
+    beaten: Configuration | None = None
 
 
 class SearchSession:
@@ -88,10 +94,11 @@ class SearchSession:
         max_trials: At most so many, confirmations included.
         time_budget_s: No trial begins later than this after the session was made; None: no limit.
         clock: Seconds, from any origin.
-        confirm: How many of the trials, the last ones, measure finalists again; none if there are fewer than 5 trials.
+        confirm: How many of the trials, the last ones, measure finalists again, two at a time; none if there are fewer
+            than 5 trials.
         initial: Configurations to try first, for example the present one. They may lie outside the space.
         give_up_after: End the search if so many first trials all fail for one and the same reason; 0: never.
-        cost: Of a configuration: of several that cannot be told apart the cheapest is recommended. None: the best.
+        cost: Of a configuration: of two finalists that cannot be told apart the cheaper one is recommended.
         stop_probability: Search no further once the sampler deems the best so far within 5 % of the best in the space
             with this probability (`StoppingRule`); finalists are still confirmed. None: never.
 
@@ -127,7 +134,7 @@ class SearchSession:
         self._clock = clock
         self._initial = [{name: configuration[name] for name in names} for configuration in initial]
         self._give_up_after = give_up_after
-        self._cost = cost
+        self._cost = cost or (lambda configuration: None)
         self._stopping = StoppingRule(stop_probability)
         self._sure = False
         self._outstanding: dict[int, Ask] = {}
@@ -135,7 +142,8 @@ class SearchSession:
         self._last_number = 0
         self._asked = 0  # trials that were begun, those of an earlier session included
         self._exhausted = False
-        self._plan: list[Configuration] | None = None  # finalists still to be confirmed
+        self._finalists: list[Configuration] | None = None  # still to be measured again, the favourite first
+        self._winner: Measurement | None = None  # of the latest comparison
         self.stopped_because = ""
         """Why the search ended before its trials were used up; empty if it did not."""
 
@@ -149,8 +157,8 @@ class SearchSession:
         """Whether another trial may begin, now or once others have ended."""
         if self.stopped_because or self._asked >= self._max_trials:
             return False
-        undecided = self._plan is None and bool(self._outstanding)  # finalists are not known yet
-        more = self._searching() or undecided or bool(self._confirmations())
+        undecided = self._finalists is None and bool(self._outstanding)  # they are not known yet
+        more = self._searching() or undecided or bool(self._to_confirm())
         if more and self._deadline is not None and self._clock() >= self._deadline:
             self.stopped_because = "the time budget is used up"
             return False
@@ -181,11 +189,19 @@ class SearchSession:
             if (configuration := self._sampler.suggest()) is not None:
                 return self._begin(configuration, SEARCH, self._needed(configuration))
             self._exhausted = True
-        plan = self._confirmations()
-        if not plan:
+        finalists = self._to_confirm()
+        if not finalists or self._outstanding:
             return None
-        self._sampler.reserve(plan[0])
-        return self._begin(plan.pop(0), CONFIRM, {}, exact=True)
+        if len(finalists) == 1 or self._max_trials - self._asked < 2:
+            ask = self._begin(finalists.pop(0), CONFIRM, {}, exact=True)
+            self._sampler.reserve(ask.configuration)
+            return ask
+        pair = sorted([finalists.pop(0), finalists.pop(0)], key=lambda c: self._cost(c) or 0.0)
+        ask, rival = (self._begin(c, CONFIRM, {}, exact=True) for c in pair)
+        for configuration in pair:
+            self._sampler.reserve(configuration)
+        ask = self._outstanding[ask.number] = replace(ask, rival=rival, ratio=self._even(*pair))
+        return ask
 
     def tell(self, number: int, measurement: Measurement) -> float | None:
         """Takes in what a trial measured.
@@ -202,10 +218,9 @@ class SearchSession:
     def replay(self, number: int, stage: str, measurement: Measurement) -> float | None:
         """Takes in a trial of an earlier, interrupted session, in the order in which they ended; see `tell`."""
         self._initial = [c for c in self._initial if c != measurement.configuration]
-        if self._plan is None and stage == CONFIRM:
-            self._confirmations()
-        if self._plan and stage == CONFIRM and measurement.configuration in self._plan:
-            self._plan.remove(measurement.configuration)
+        if stage == CONFIRM:
+            rival = measurement.comparison.rival if measurement.comparison is not None else None
+            self._finalists = [f for f in self._to_confirm() if f not in (measurement.configuration, rival)]
         self._last_number = max(self._last_number, number)
         self._asked += 1
         return self._record(number, stage, measurement)
@@ -213,23 +228,32 @@ class SearchSession:
     def resume(self, ask: Ask) -> None:
         """Goes on waiting for a trial that an earlier session had begun."""
         self._initial = [c for c in self._initial if c != ask.configuration]
+        if ask.stage == CONFIRM:
+            self._finalists = [f for f in self._to_confirm() if f != ask.configuration]
         self._last_number = max(self._last_number, ask.number)
         self._asked += 1
         self._outstanding[ask.number] = ask
         self._sampler.reserve(ask.configuration)
+        if ask.rival is not None:
+            self.resume(ask.rival)
 
     def recommendation(self) -> Outcome | None:
         """The best configuration so far, by what the sampler expects; None while nothing works."""
-        found = self._sampler.recommend()
+        earned = self._winner
+        found = self._sampler.recommend([earned.configuration] if earned is not None else None)
         if found is None:
             return None
-        p_better, tied = found.p_better, found.tied
-        if self._cost is not None:
-            cost = self._cost
-            found = min((found, *tied), key=lambda r: cost(r.configuration) or 0.0)
+        if earned is None:  # the cheapest of those that seem as good, where the objective leaves the cost to others
+            equal = [r for r in found.tied if math.isclose(self._even(found.configuration, r.configuration), 1.0)]
+            cheapest = min((found, *equal), key=lambda r: self._cost(r.configuration) or 0.0)
+            found = replace(cheapest, tied=found.tied)
         mine = self._pinned_trials(found.configuration)
         metrics = _pooled([(s, m) for _, s, m in mine if not m.estimated] or [(s, m) for _, s, m in mine])
         value = self._value(found.configuration, metrics)
+        p_better, tied, beaten = found.p_better, len(found.tied), None
+        if earned is not None and earned.comparison is not None:
+            p_better, tied = earned.comparison.p_better, int(earned.comparison.tie)
+            beaten = dict(earned.comparison.rival)
         return Outcome(
             configuration=found.configuration,
             metrics=metrics,
@@ -240,20 +264,44 @@ class SearchSession:
             trials=tuple(n for n, _, _ in mine),
             confirmed=any(s == CONFIRM for _, s, _ in mine),
             p_better=None if tied else p_better,
-            tied=len(tied),
+            tied=tied,
+            beaten=beaten,
         )
 
     def _searching(self) -> bool:
-        ended = self._exhausted or self._sure or self._plan is not None
+        ended = self._exhausted or self._sure or self._finalists is not None
         return not ended and self._asked < self._search_trials
 
-    def _confirmations(self) -> list[Configuration]:
-        """Finalists still to be measured again; chosen once, when everything else has ended."""
-        if self._plan is None and not self._searching() and not self._outstanding:
+    def _to_confirm(self) -> list[Configuration]:
+        """Finalists still to be measured again; chosen once, when everything else has ended.
+
+        The winner of a comparison meets the next one, as long as there are trials for both.
+        """
+        if self._finalists is None and not self._searching() and not self._outstanding:
             count = self._max_trials - self._search_trials
-            finalists = self._sampler.finalists(_FINALISTS) if count else []
-            self._plan = (finalists * count)[: count if len(finalists) > 1 else (count + 1) // 2]
-        return self._plan or []
+            self._finalists = self._sampler.finalists(1 + count // 2) if count else []
+            found = self._sampler.recommend() if len(self._finalists) > 1 else None
+            if found is not None and found.tied:  # the cheapest that seems as good has to have its chance
+                cheapest = min((found, *found.tied), key=lambda r: self._cost(r.configuration) or 0.0).configuration
+                if cheapest not in self._finalists:
+                    self._finalists[1] = cheapest
+        return self._finalists or []
+
+    def _even(self, configuration: Configuration, rival: Configuration) -> float:
+        """The configuration's peak over the rival's at which the objective is the same; 1 if it does not say."""
+        needed_peak_rps = getattr(self._objective, "needed_peak_rps", None)
+        value, peak = self._pinned_value(rival), self._pinned_metrics(rival).get("peak_rps")
+        if needed_peak_rps is None or not value or not peak:
+            return 1.0
+        ratio = float(needed_peak_rps(configuration, value)) / peak
+        return ratio if np.isfinite(ratio) and ratio > 0 else 1.0
+
+    def _decide(self, measurement: Measurement) -> None:
+        """Takes in one side of a comparison: the winner stays, to meet the next finalist."""
+        if measurement.comparison is not None and measurement.comparison.won:
+            self._winner = measurement
+            rest = [f for f in self._finalists or [] if f != measurement.configuration]
+            self._finalists = [measurement.configuration, *rest] if rest else []
 
     def _begin(
         self, configuration: Configuration, stage: str, needed: Mapping[str, float], *, exact: bool = False
@@ -267,6 +315,7 @@ class SearchSession:
     def _record(self, number: int, stage: str, measurement: Measurement) -> float | None:
         self._told.append((number, stage, measurement))
         self._sampler.observe(measurement.configuration, measurement)
+        self._decide(measurement)
         for sibling in measurement.siblings:
             # What was asked for is settled even where a better sibling was measured in its stead.
             settled = sibling.configuration == measurement.asked
@@ -303,8 +352,11 @@ class SearchSession:
 
     def _pinned_value(self, configuration: Configuration) -> float | None:
         """The objective of a configuration from all its trials that give every metric."""
-        mine = self._pinned_trials(configuration)
-        return self._value(configuration, _pooled([(s, m) for _, s, m in mine])) if mine else None
+        metrics = self._pinned_metrics(configuration)
+        return self._value(configuration, metrics) if metrics else None
+
+    def _pinned_metrics(self, configuration: Configuration) -> dict[str, float]:
+        return _pooled([(s, m) for _, s, m in self._pinned_trials(configuration)])
 
     def _pinned_trials(self, configuration: Configuration) -> list[tuple[int, str, Measurement]]:
         names = [knob.name for knob in self._space.knobs]

@@ -12,13 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 from ray import serve
 from ray.exceptions import RayTaskError
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from morphling_ray.serving.application import ApplicationFacts
-from morphling_ray.serving.serve_config import APP_NAME, application_config, expected_replicas
+from morphling_ray.serving.serve_config import APP_NAME, application_config, expected_replicas, grpc_options
 from morphling_ray.space import Configuration
 
 POLL_S = 0.02
@@ -51,12 +52,21 @@ class Deployer:
         facts: The application.
         startup_timeout_s: A candidate that is not up by then has failed.
         clock: Monotonic seconds.
+        app_name: Its name in Serve.
+        route_prefix: Where it takes HTTP.
     """
 
     def __init__(
-        self, facts: ApplicationFacts, *, startup_timeout_s: float, clock: Callable[[], float] = time.monotonic
+        self,
+        facts: ApplicationFacts,
+        *,
+        startup_timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        app_name: str = APP_NAME,
+        route_prefix: str = "/",
     ) -> None:
         self._facts = facts
+        self._name, self._route_prefix = app_name, route_prefix
         self._startup_timeout_s = startup_timeout_s
         self._clock = clock
         self._client: Any = _get_global_client()
@@ -70,10 +80,7 @@ class Deployer:
         Raises:
             DeploymentFailed: A replica failed to start or to take the settings, or it took too long.
         """
-        config = application_config(self._facts, configuration)
-        for deployment in config["deployments"]:
-            # Requests of an ended probe are of no interest, so the replica before need not finish them.
-            deployment.update(graceful_shutdown_wait_loop_s=0.05, graceful_shutdown_timeout_s=1.0)
+        config = self._config(configuration)
         before, self._up = self._up, None  # if this fails, it is not known what is up
         same = before is not None and _without_user_config(before) == _without_user_config(config)
         if before is not None and same and self._replicas == self.replicas():
@@ -86,6 +93,17 @@ class Deployer:
         self._up = config
         return self._replicas
 
+    def changes_live(self, one: Configuration, other: Configuration) -> bool:
+        """Whether the same replicas serve both configurations, one after the other."""
+        return _without_user_config(self._config(one)) == _without_user_config(self._config(other))
+
+    def _config(self, configuration: Configuration) -> dict[str, Any]:
+        config = application_config(self._facts, configuration, name=self._name, route_prefix=self._route_prefix)
+        for deployment in config["deployments"]:
+            # Requests of an ended probe are of no interest, so the replica before need not finish them.
+            deployment.update(graceful_shutdown_wait_loop_s=0.05, graceful_shutdown_timeout_s=1.0)
+        return config
+
     def _reconfigure(self, before: dict[str, Any], config: dict[str, Any], *, always: bool = False) -> None:
         """Calls `reconfigure` of all live replicas whose `user_config` changes, past Serve's controller."""
         for old, new in zip(before["deployments"], config["deployments"], strict=True):
@@ -96,7 +114,7 @@ class Deployer:
 
     def _broadcast(self, deployment: str, user_config: dict[str, Any]) -> None:
         """Calls `reconfigure` of every replica of a deployment; handles hear of new replicas with a delay."""
-        handle = serve.get_deployment_handle(deployment, APP_NAME)
+        handle = serve.get_deployment_handle(deployment, self._name)
         expected = len(_running({"deployments": {deployment: self._details()["deployments"][deployment]}}))
         deadline = self._clock() + min(BROADCAST_S, self._startup_timeout_s)
         problem: Exception | str = ""
@@ -138,11 +156,11 @@ class Deployer:
     def delete(self, *, wait: bool) -> None:
         """Takes the application down."""
         self._up = self._told = None
-        self._client.delete_apps([APP_NAME], blocking=wait)
+        self._client.delete_apps([self._name], blocking=wait)
 
     def _details(self) -> dict[str, Any]:
         applications = self._client.get_serve_details()["applications"]
-        details: dict[str, Any] = applications.get(APP_NAME, {})
+        details: dict[str, Any] = applications.get(self._name, {})
         return details
 
     def _others(self) -> list[dict[str, Any]]:
@@ -151,7 +169,7 @@ class Deployer:
         return [
             a["deployed_app_config"]
             for name, a in applications.items()
-            if name != APP_NAME and a.get("deployed_app_config")
+            if name != self._name and a.get("deployed_app_config")
         ]
 
 
@@ -163,20 +181,29 @@ def free_port() -> int:
         return port
 
 
-def start_serve(*, http_port: int | None) -> tuple[bool, int | None]:
-    """Starts Serve where it does not run yet; without a proxy unless a port for HTTP is given.
+def start_serve(*, proxy: str | None = None, grpc_servicer: str | None = None) -> tuple[bool, str | None]:
+    """Starts Serve where it does not run yet; with a proxy only where requests go through one.
+
+    Args:
+        proxy: `http`, `grpc`, or None for the Serve handle.
+        grpc_servicer: `module:function` that adds the service to a gRPC server.
 
     Returns:
-        Whether it was started here (and so is ours to shut down), and the port on which it takes HTTP.
+        Whether it was started here (and so is ours to shut down), and where the proxy listens, as `load.client.connect`
+        takes it.
     """
     client: Any = _get_global_client(raise_if_no_controller_running=False)
-    if client is not None:
-        return False, client.http_config.port
-    if http_port is None:
+    ours = client is None
+    if ours and proxy is None:
         serve.start(proxy_location="Disabled")
-    else:
-        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": http_port})
-    return True, http_port
+    elif ours:
+        options = grpc_options(free_port(), grpc_servicer) if grpc_servicer is not None else None
+        http = {"host": "127.0.0.1", "port": free_port()}
+        serve.start(proxy_location="HeadOnly", http_options=http, grpc_options=options)
+    client = _get_global_client()
+    if proxy == "grpc":
+        return ours, f"grpc://127.0.0.1:{ray.get(client._controller.get_grpc_config.remote()).port}"
+    return ours, f"http://127.0.0.1:{client.http_config.port}" if proxy == "http" else None
 
 
 def leave_serve(*, shut_down: bool, wait: bool) -> None:

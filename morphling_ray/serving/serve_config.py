@@ -118,7 +118,9 @@ def _declared(deployment: DeploymentFacts, keys: tuple[str, ...]) -> Value | Non
     return node if isinstance(node, (int, float, str, bool)) else None
 
 
-def application_config(facts: ApplicationFacts, configuration: Mapping[str, Value]) -> dict[str, Any]:
+def application_config(
+    facts: ApplicationFacts, configuration: Mapping[str, Value], *, name: str = APP_NAME, route_prefix: str = "/"
+) -> dict[str, Any]:
     """One entry of a Serve config's `applications`: the application with one configuration applied."""
     deployments: dict[str, dict[str, Any]] = {}
     for deployment in facts.deployments.values():
@@ -131,8 +133,8 @@ def application_config(facts: ApplicationFacts, configuration: Mapping[str, Valu
             # A peak belongs to a fixed number of replicas; autoscaling would move it during the measurement.
             entry["num_replicas"], entry["autoscaling_config"] = 1, None
         deployments[deployment.name] = entry
-    for name, value in configuration.items():
-        place = place_of(name, facts)
+    for knob, value in configuration.items():
+        place = place_of(knob, facts)
         entry = deployments[place.deployment]
         if place.keys == ("cpu_cores",):
             entry["ray_actor_options"]["num_cpus"] = value
@@ -142,7 +144,7 @@ def application_config(facts: ApplicationFacts, configuration: Mapping[str, Valu
     for deployment in facts.deployments.values():
         _environment(deployments[deployment.name]).update(python_path(facts.folder))
         _allow_enough_requests(deployments[deployment.name], deployment)
-    config: dict[str, Any] = {"name": APP_NAME, "route_prefix": "/", "import_path": facts.import_path}
+    config: dict[str, Any] = {"name": name, "route_prefix": route_prefix, "import_path": facts.import_path}
     runtime_env: dict[str, Any] = {}
     if facts.folder:
         runtime_env["env_vars"] = python_path(facts.folder)
@@ -154,33 +156,51 @@ def application_config(facts: ApplicationFacts, configuration: Mapping[str, Valu
     return config
 
 
-def serve_config(facts: ApplicationFacts, configuration: Mapping[str, Value]) -> dict[str, Any]:
+def serve_config(
+    facts: ApplicationFacts, configuration: Mapping[str, Value], *, grpc_servicer: str | None = None
+) -> dict[str, Any]:
     """A whole Serve config, as `serve run` and `serve deploy` take it."""
-    return {
+    config: dict[str, Any] = {
         "proxy_location": "EveryNode",
         "http_options": {"host": "127.0.0.1", "port": 8000},
-        "applications": [application_config(facts, configuration)],
     }
+    if grpc_servicer is not None:
+        config["grpc_options"] = grpc_options(9000, grpc_servicer)
+    return {**config, "applications": [application_config(facts, configuration)]}
+
+
+def grpc_options(port: int, servicer: str) -> dict[str, Any]:
+    """Serve's settings for gRPC, with a servicer function as `module:function`."""
+    return {"port": port, "grpc_servicer_functions": [servicer.replace(":", ".")]}
+
+
+def replica_resources(facts: ApplicationFacts, configuration: Mapping[str, Value]) -> list[dict[str, float]]:
+    """Ray resources that each replica holds: `CPU`, `GPU`, and `accelerator_type:X` where a type is named."""
+    each = []
+    for entry in application_config(facts, configuration)["deployments"]:
+        options = entry.get("ray_actor_options", {})
+        needed = {
+            "CPU": float(options.get("num_cpus", 1)),
+            "GPU": float(options.get("num_gpus") or (1 if options.get("accelerator_type") else 0)),
+        }
+        if options.get("accelerator_type"):
+            needed[f"accelerator_type:{options['accelerator_type']}"] = 0.001
+        each += [needed] * (entry.get("num_replicas") or facts.deployments[entry["name"]].num_replicas or 1)
+    return each
 
 
 def resources(facts: ApplicationFacts, configuration: Mapping[str, Value]) -> dict[str, float]:
-    """Ray resources that the configuration holds in all: `CPU`, `GPU`, and `accelerator_type:X` for each type named."""
+    """Ray resources that the configuration holds in all; a type that is named counts once."""
     total: dict[str, float] = {"CPU": 0.0, "GPU": 0.0}
-    for entry in application_config(facts, configuration)["deployments"]:
-        options = entry.get("ray_actor_options", {})
-        replicas = entry.get("num_replicas") or facts.deployments[entry["name"]].num_replicas or 1
-        total["CPU"] += replicas * float(options.get("num_cpus", 1))
-        gpus = float(options.get("num_gpus") or (1 if options.get("accelerator_type") else 0))
-        total["GPU"] += replicas * gpus
-        if options.get("accelerator_type"):
-            total[f"accelerator_type:{options['accelerator_type']}"] = 0.001
+    for needed in replica_resources(facts, configuration):
+        for name, amount in needed.items():
+            total[name] = amount if name.startswith("accelerator_type:") else total[name] + amount
     return total
 
 
 def expected_replicas(facts: ApplicationFacts, configuration: Mapping[str, Value]) -> int:
     """Replicas of all deployments together."""
-    entries = application_config(facts, configuration)["deployments"]
-    return sum(e.get("num_replicas") or facts.deployments[e["name"]].num_replicas or 1 for e in entries)
+    return len(replica_resources(facts, configuration))
 
 
 def batch_knobs(knobs: Iterable[Knob], facts: ApplicationFacts) -> list[str]:

@@ -78,7 +78,7 @@ class Scripted:
         assert configuration == measurement.configuration
         self.observed.append(measurement)
 
-    def recommend(self) -> Recommendation | None:
+    def recommend(self, among: Sequence[Configuration] | None = None) -> Recommendation | None:
         found = self.recommendations[self.suggested - 1]
         sure = self.sure[self.suggested - 1] if self.sure else None
         return None if found is None else Recommendation(configuration=found, objective=1.0, p_near_best=sure)

@@ -1,6 +1,6 @@
 """What is tried next, on a scripted sampler: no model, so every decision can be foretold."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +9,7 @@ from synthetic import OBJECTIVE, SPACE, prior
 
 from morphling_ray.errors import SpaceError
 from morphling_ray.evaluate.replay import SimulatedClock
-from morphling_ray.measurement import Measurement
+from morphling_ray.measurement import Comparison, Measurement
 from morphling_ray.objective import Prices, ServingObjective
 from morphling_ray.search.morphling import MorphlingSampler
 from morphling_ray.search.random import RandomSampler
@@ -47,29 +47,108 @@ def peak(configuration: Configuration) -> float:
     return cores * (13.0 - cores)
 
 
-def finish(running: SearchSession) -> list[Ask]:
+def told(ask: Ask, peak_of: Callable[[Configuration], float], *, tie: bool = False) -> list[tuple[int, Measurement]]:
+    """What the trials of an ask measure, by number: one, or the two sides of a comparison."""
+    mine = measured(ask.configuration, peak_of(ask.configuration))
+    if ask.rival is None:
+        return [(ask.number, mine)]
+    theirs = measured(ask.rival.configuration, peak_of(ask.rival.configuration))
+    ratio = mine.metrics["peak_rps"] / theirs.metrics["peak_rps"]
+    better = ratio > ask.ratio
+    comparison = Comparison(
+        rival=theirs.configuration,
+        ratio=ratio,
+        sd=0.02,
+        pairs=6,
+        p_better=0.99 if better else 0.01,
+        tie=tie,
+        won=tie or better,
+    )
+    mirrored = comparison.mirrored(mine.configuration)
+    return [
+        (ask.number, replace(mine, comparison=comparison)),
+        (ask.rival.number, replace(theirs, comparison=mirrored)),
+    ]
+
+
+def finish(running: SearchSession, peak_of: Callable[[Configuration], float] = peak, *, tie: bool = False) -> list[Ask]:
+    """Runs a search to its end; the asks, those of rivals included."""
     asks = []
     while (ask := running.next()) is not None:
-        asks.append(ask)
-        running.tell(ask.number, measured(ask.configuration, peak(ask.configuration)))
+        asks += [ask] if ask.rival is None else [ask, ask.rival]
+        for number, measurement in told(ask, peak_of, tie=tie):
+            running.tell(number, measurement)
     assert running.finished
     return asks
 
 
-def test_finalists_are_confirmed_last() -> None:
-    """Fails if stages, numbers or the count of trials are off, or a confirmation may be rejected early."""
-    asks = finish(session(max_trials=14))
+def test_finalists_are_compared_last() -> None:
+    """Fails if stages, numbers or the count of trials are off, or finalists are not compared with each other."""
+    running = session(max_trials=14)
+    asks = finish(running)
     assert [a.number for a in asks] == list(range(1, 15))
     assert [a.stage for a in asks] == [SEARCH] * 12 + [CONFIRM] * 2
     assert [a.configuration["cpu_cores"] for a in asks[-2:]] == [1, 2]  # best first
+    assert asks[-2].rival == asks[-1]
+    assert asks[-2].ratio == pytest.approx(0.5)  # two cores cost twice as much
     assert all(not a.needed for a in asks[-2:])
     assert len({a.configuration["cpu_cores"] for a in asks[:12]}) == 12
+    found = running.recommendation()
+    assert found is not None
+    assert found.configuration == {"cpu_cores": 1}
+    assert (found.p_better, found.tied, found.beaten) == (0.99, 0, {"cpu_cores": 2})
 
 
-def test_three_confirmations_take_turns() -> None:
-    """Fails if finalists are not interleaved, so that a drift of the machine falls on one of them."""
-    asks = finish(session(max_trials=15, confirm=3))
-    assert [a.configuration["cpu_cores"] for a in asks[-3:]] == [1, 2, 1]
+def test_the_winner_of_a_comparison_is_recommended_whatever_was_seen_before() -> None:
+    """Fails if a favourite that lost is recommended because its earlier, lucky measurement counts as well."""
+
+    def peak_in_the_end(configuration: Configuration) -> float:
+        later = len(running._told) >= 12
+        return peak(configuration) * (0.9 if later and configuration["cpu_cores"] == 1 else 1.0)
+
+    running = session(max_trials=14)
+    finish(running, peak_in_the_end)
+    found = running.recommendation()
+    assert found is not None
+    assert found.configuration == {"cpu_cores": 2}
+    assert found.beaten == {"cpu_cores": 1}
+
+
+@pytest.mark.parametrize("objective", ["rps", "rps_per_dollar"])
+def test_the_cheaper_one_of_a_tie_wins(objective: str) -> None:
+    """Fails if a tie goes to the dearer one, or is not said to be one."""
+    costs = ServingObjective(objective, Prices(base=0.0, cpu_core=1.0, gpu={}))
+
+    def almost_equal(configuration: Configuration) -> float:
+        cores = int(configuration["cpu_cores"])
+        best = 1.0 if cores == 9 else 0.99 if cores == 2 else 0.5
+        return 100 * best * (cores if objective == "rps_per_dollar" else 1)
+
+    running = session(max_trials=14, objective=costs, cost=lambda c: float(c["cpu_cores"]))
+    asks = finish(running, almost_equal, tie=True)
+    assert [a.configuration["cpu_cores"] for a in asks[-2:]] == [2, 9]
+    found = running.recommendation()
+    assert found is not None
+    assert found.configuration == {"cpu_cores": 2}
+    assert (found.tied, found.p_better, found.beaten) == (1, None, {"cpu_cores": 9})
+
+
+def test_a_winner_meets_the_next_finalist() -> None:
+    """Fails if a third finalist is left out where there are trials for it, or meets the loser."""
+
+    def close(configuration: Configuration) -> float:
+        return int(configuration["cpu_cores"]) * (60.0 - int(configuration["cpu_cores"]))
+
+    asks = finish(session(max_trials=16, confirm=4), close)
+    assert [a.configuration["cpu_cores"] for a in asks[-4:]] == [1, 2, 1, 3]
+
+
+def test_with_one_trial_left_the_favourite_is_measured_again() -> None:
+    """Fails if half a comparison is begun, or the last trial is wasted."""
+    asks = finish(session(max_trials=13, confirm=1))
+    assert asks[-1].rival is None
+    assert asks[-1].configuration["cpu_cores"] == 1
+    assert len(asks) == 13
 
 
 def test_few_trials_are_all_searched() -> None:
@@ -201,12 +280,27 @@ def test_a_resumed_session_goes_on_as_if_nothing_had_happened(cut: int) -> None:
     settings: dict[str, Any] = {"max_trials": 14, "initial": [{"cpu_cores": 7}]}
     whole = finish(session(**settings))
     again = session(**settings)
+    by_number = {number: m for ask in whole for number, m in told(ask, peak)}
     for ask in whole[:cut]:
-        again.replay(ask.number, ask.stage, measured(ask.configuration, peak(ask.configuration)))
+        again.replay(ask.number, ask.stage, by_number[ask.number])
     rest = finish(again)
-    assert [(a.number, a.stage, a.configuration) for a in rest] == [
-        (a.number, a.stage, a.configuration) for a in whole[cut:]
-    ]
+    if cut == 13:  # one side of the comparison tells of both
+        assert not rest
+    else:
+        assert [(a.number, a.stage, a.configuration) for a in rest] == [
+            (a.number, a.stage, a.configuration) for a in whole[cut:]
+        ]
+    found, as_before = again.recommendation(), session_recommendation(settings)
+    assert found is not None
+    assert found.configuration == as_before
+
+
+def session_recommendation(settings: dict[str, Any]) -> Configuration:
+    running = session(**settings)
+    finish(running)
+    found = running.recommendation()
+    assert found is not None
+    return found.configuration
 
 
 class Sure(RandomSampler):
@@ -214,8 +308,8 @@ class Sure(RandomSampler):
 
     script: tuple[float, ...] = ()
 
-    def recommend(self) -> Recommendation | None:
-        found, count = super().recommend(), self._history.told
+    def recommend(self, among: Sequence[Configuration] | None = None) -> Recommendation | None:
+        found, count = super().recommend(among), self._history.told
         return found and replace(found, p_near_best=self.script[min(count, len(self.script)) - 1])
 
 

@@ -1,0 +1,66 @@
+"""How often a comparison in turn is wrong, and how often it finds a difference: `python -m benchmarks.pairs`.
+
+Two settings of the demo behind a brake (benchmarks/slowed.py), switched live: equal ones, and ones whose peaks differ
+by about 10 and 20 %. By how much they truly differ, a long reference says, taken between the comparisons.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.bench import Reference, keep, percentiles, serving
+from morphling_ray.space import Configuration
+
+CASES = {"equal": (0.0, 7.0), "10 %": (0.075, 7.0), "20 %": (0.15, 3.0)}  # how much slower, and seconds to find it in
+COMMON: Configuration = {"cpu_cores": 1, "max_batch_size": 8, "batch_wait_timeout_ms": 5, "precision": "float32"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs and prints; returns 0."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pairs", description=__doc__)
+    parser.add_argument("--repeats", type=int, default=40)
+    arguments = parser.parse_args(argv)
+    settings: dict[str, Configuration] = {case: {**COMMON, "slower": slower} for case, (slower, _) in CASES.items()}
+    base = settings["equal"]
+    rows: list[dict[str, Any]] = []
+    with serving(app="benchmarks.slowed:app") as (_, evaluator, say):
+        first = evaluator.measure(base, exact=True)
+        around = {case: first.metrics["peak_rps"] / (1 + 1.3 * slower) for case, (slower, _) in CASES.items()}
+        references = {case: Reference(around[case], seed=1) for case in CASES}
+        for repeat in range(arguments.repeats):
+            for case, (_slower, limit_s) in CASES.items():
+                sides = (base, settings[case]) if repeat % 2 == 0 else (settings[case], base)
+                duel = evaluator.duel(*sides)
+                found = duel.compare(within_s=limit_s)
+                if found is None:
+                    say(f"{case}: a window could not be read")
+                    continue
+                sign = 1 if repeat % 2 == 0 else -1
+                verdict = "tie" if found.tie else "first" if (found.p_better > 0.5) == (sign > 0) else "second"
+                row = {"case": case, "log_ratio": sign * found.log_ratio, "pairs": len(found.logs), "verdict": verdict}
+                rows.append({**row, "seconds": duel.seconds})
+            for case in CASES if repeat % 4 == 0 else ():
+                evaluator.stand.bring_up(settings[case])
+                for _window in range(2):
+                    references[case].window(evaluator.stand.crew)
+            if repeat % 10 == 9:
+                say(f"{repeat + 1} of {arguments.repeats} done")
+    truth = {case: reference.peak_rps() for case, reference in references.items()}
+    for case in CASES:
+        mine = [r for r in rows if r["case"] == case]
+        verdicts = [r["verdict"] for r in mine]
+        logs = np.array([r["log_ratio"] for r in mine])
+        print(
+            f"{case}: first better {verdicts.count('first')}, second better {verdicts.count('second')}, tie "
+            f"{verdicts.count('tie')} of {len(mine)}, {percentiles([r['seconds'] for r in mine])} s; ratio of peaks "
+            f"{np.exp(logs.mean()):.3f} in the mean, {truth['equal'] / truth[case]:.3f} by the references"
+        )
+    keep("pairs", [*rows, {"reference_rps": truth}], argv or sys.argv[1:])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

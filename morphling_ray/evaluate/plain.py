@@ -1,0 +1,175 @@
+"""The peak of what is up, by plain probes: for any application, and for every confirmation.
+
+saturate (capacity) ─► a few windows around the expected peak ─► read off, or by verdicts ─► Measurement
+"""
+
+import math
+import statistics
+from copy import copy
+
+from morphling_ray.evaluate.attempt import Attempt
+from morphling_ray.evaluate.batching import ALONE, BatchingTwin
+from morphling_ray.evaluate.stand import Stand
+from morphling_ray.load.peak import PeakSearch, closed_peak, find_peak, pooled_peak
+from morphling_ray.measurement import Measurement, Probe
+from morphling_ray.objective import Slo
+from morphling_ray.space import Configuration
+
+SATURATE_S = 0.8
+PROBE_REQUESTS = 300  # a window is long enough for that many, within the bounds below
+SEARCH_WINDOW_S = (1.0, 2.0)
+CONFIRM_WINDOW_S = (2.5, 4.0)
+SEARCH_WINDOWS, CONFIRM_WINDOWS = 3, 4
+GROWS = 2  # times as long as usual: a window whose verdict counts, as long as that is not settled
+SETTLE_AFTER_S = 0.3  # from then on a settled verdict ends a window of the search
+FIRST_RATIO = 0.75  # peak over capacity, before any was measured
+SEARCH_STEP, CONFIRM_STEP = 0.15, 0.06
+SEARCH_TOL, CONFIRM_TOL = 0.1, 0.06
+# Of the logarithm of a peak that is measured again, on 2 cores of a shared machine; `morphling_ray.record --repeats`
+# writes what it found into surfaces.yaml.
+SEARCH_NOISE_SD, CONFIRM_NOISE_SD = 0.12, 0.09
+
+
+class PlainProbes:
+    """Finds peaks by windows of load alone, and remembers them: the next search starts where they say.
+
+    Args:
+        slo: What a rate must meet.
+        stand: Where it is served and loaded.
+        twin: Told of what a probe did to our batcher, if there is one.
+        closed_loop: Requests in flight are what is varied, instead of a Poisson rate.
+    """
+
+    def __init__(self, slo: Slo, stand: Stand, twin: BatchingTwin | None, *, closed_loop: bool) -> None:
+        self._slo = slo
+        self._stand, self._crew = stand, stand.crew
+        self._twin = twin
+        self.closed_loop = closed_loop
+        self.peaks: dict[str, float] = {}
+        """What was found before, by configuration: where a confirmation starts."""
+        self._ratios = [FIRST_RATIO]  # peak over capacity, of the peaks found so far: where the next search starts
+
+    def on(self, stand: Stand) -> "PlainProbes":
+        """The same on another stand: what was found before is shared."""
+        other = copy(self)
+        other._stand, other._crew = stand, stand.crew
+        return other
+
+    def expected(self, configuration: Configuration, capacity_rps: float) -> float:
+        """What the peak was when it was measured last, or the usual share of the capacity."""
+        return self.peaks.get(str(configuration)) or statistics.median(self._ratios) * capacity_rps
+
+    def measure(self, attempt: Attempt, warm_rps: float, in_flight: int) -> Measurement:
+        """The peak of the one configuration that is up.
+
+        Args:
+            attempt: At this configuration.
+            warm_rps: About what it serves in a closed loop.
+            in_flight: Requests that fill its batches.
+        """
+        with attempt.watch.stage("probing", "measuring the capacity"):
+            # As many in flight as the SLO leaves room for: more would form batches that no passing rate can form.
+            room = round(warm_rps * self._slo.latency_s)
+            capacity = self._crew.saturate(in_flight=max(2, min(in_flight, room)), window_s=SATURATE_S)
+            attempt.probes.append(capacity)
+            if self.failing(capacity):
+                return attempt.measurement(infeasible_because=f"requests failed: {capacity.reason}")
+            search = self.find_peak(attempt, capacity.achieved_rps)
+        if search.peak_rps > 0 and not search.rejected:
+            self._ratios.append(search.peak_rps / capacity.achieved_rps)
+        return self.found(attempt, search, capacity_rps=capacity.achieved_rps)
+
+    def find_peak(self, attempt: Attempt, capacity_rps: float) -> PeakSearch:
+        """Read off a few windows, or by their verdicts where these cannot be read."""
+        if self.closed_loop:
+            return self._in_closed_loop(attempt, capacity_rps)
+        usual = statistics.median(self._ratios) * capacity_rps
+        start_rps = self.expected(attempt.configuration, capacity_rps) if attempt.confirm else usual
+        alone = self._crew.alone(ALONE)
+        search = None
+        if alone:
+            search = pooled_peak(
+                lambda rate: self.probe(attempt, rate),
+                capacity_rps=capacity_rps,
+                alone_s=statistics.median(alone),
+                slo_s=self._slo.latency_s,
+                start_rps=start_rps,
+                needed_rps=attempt.needed_rps,
+                windows=CONFIRM_WINDOWS if attempt.confirm else SEARCH_WINDOWS,
+            )
+        if search is None:
+            search = find_peak(
+                lambda rate: self.probe(attempt, rate, windows=GROWS),
+                capacity_rps=capacity_rps,
+                start_rps=start_rps,
+                step=CONFIRM_STEP if attempt.confirm else SEARCH_STEP,
+                rel_tol=CONFIRM_TOL if attempt.confirm else SEARCH_TOL,
+                needed_rps=attempt.needed_rps,
+            )
+        if search.driver_limited:
+            attempt.notes.append("the load driver, not the server, limited the highest rate that was tried")
+        return search
+
+    def _in_closed_loop(self, attempt: Attempt, capacity_rps: float) -> PeakSearch:
+        """The throughput of as many requests in flight as meet the SLO."""
+        shortest, longest = CONFIRM_WINDOW_S if attempt.confirm else SEARCH_WINDOW_S
+        window_s = min(longest, max(shortest, PROBE_REQUESTS / capacity_rps))
+
+        def probe(in_flight: int) -> Probe:
+            attempt.watch.say(f"probing with {in_flight} in flight")
+            attempt.probes.append(self._crew.saturate(in_flight=in_flight, window_s=window_s, kind="closed"))
+            return attempt.probes[-1]
+
+        start = max(1, round(capacity_rps * self._slo.latency_s / 2))
+        return closed_peak(probe, start=start, capacity_rps=capacity_rps, needed_rps=attempt.needed_rps)
+
+    def probe(self, attempt: Attempt, rate_rps: float, *, windows: int = 1) -> Probe:
+        """One window of an attempt, on a schedule of its own; see `LoadDriver.probe` for `windows`."""
+        attempt.watch.say(f"probing at {rate_rps:.0f} RPS" if rate_rps >= 10 else f"probing at {rate_rps:.2g} RPS")
+        shortest, longest = CONFIRM_WINDOW_S if attempt.confirm else SEARCH_WINDOW_S
+        watched = self._twin if not attempt.confirm else None
+        if watched is not None:
+            watched.before_probe()
+        probe = self._crew.probe(
+            rate_rps=rate_rps,
+            window_s=min(longest, max(shortest, PROBE_REQUESTS / rate_rps)),
+            seed=attempt.seed + len(attempt.probes),
+            settle_after_s=None if attempt.confirm else SETTLE_AFTER_S,
+            representative=True,
+            windows=windows,
+        )
+        attempt.probes.append(probe)
+        if watched is not None:
+            watched.after_probe(attempt.configuration)
+        self._stand.settle()
+        return probe
+
+    def found(
+        self, attempt: Attempt, search: PeakSearch, capacity_rps: float | None = None, **told: object
+    ) -> Measurement:
+        """The measurement that a search for the peak ends in."""
+        if search.peak_rps == 0 and not search.rejected:
+            return self.hopeless(attempt, search.upper_rps, **told)
+        metrics = {"peak_rps": search.peak_rps} if search.peak_rps else {}
+        if capacity_rps is not None and metrics:
+            metrics["capacity_rps"] = capacity_rps
+        if search.rejected:
+            bounds = {"peak_rps": (search.peak_rps, search.upper_rps)}
+            return attempt.measurement(metrics=metrics, bounds=bounds, noise_sd={"peak_rps": SEARCH_NOISE_SD}, **told)
+        self.peaks[str(attempt.configuration)] = search.peak_rps
+        if search.sd:
+            low, high = (search.peak_rps * math.exp(sign * search.sd) for sign in (-1, 1))
+            attempt.details["peak_rps_interval"] = [round(low, 2), round(high, 2)]
+        noise_sd = CONFIRM_NOISE_SD if attempt.confirm else SEARCH_NOISE_SD
+        return attempt.measurement(metrics=metrics, noise_sd={"peak_rps": noise_sd}, **told)
+
+    def hopeless(self, attempt: Attempt, lowest_rps: float, **told: object) -> Measurement:
+        """The measurement of a configuration that meets the SLO at no rate."""
+        errors = next((p.reason for p in attempt.probes if p.errors), "")
+        reason = f"SLO missed at any rate: p{self._slo.percentile:g} above {self._slo.latency_s * 1e3:g} ms at "
+        reason += f"{lowest_rps:.3g} RPS" + (f"; requests failed: {errors}" if errors else "")
+        return attempt.measurement(infeasible_because=reason, **told)
+
+    def failing(self, closed: Probe) -> bool:
+        """Whether too many requests of a closed loop failed."""
+        return closed.errors > self._slo.max_error_rate * closed.requests

@@ -1,0 +1,210 @@
+"""The test stand: where a configuration is served, and loaded from cores that its replicas do not use."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import ray
+from ray._private.state import available_resources_per_node
+
+from morphling_ray.evaluate.attempt import Attempt
+from morphling_ray.load.client import GRPC
+from morphling_ray.load.crew import Crew
+from morphling_ray.load.driver import RequestSource
+from morphling_ray.measurement import Measurement, Probe
+from morphling_ray.objective import Slo
+from morphling_ray.serving.application import ApplicationFacts
+from morphling_ray.serving.control import ReplicaBatcher
+from morphling_ray.serving.daemons import keep_on
+from morphling_ray.serving.deployment import Deployer, DeploymentFailed, Replica, is_local
+from morphling_ray.serving.limits import cores_of, pin_process
+from morphling_ray.serving.serve_config import APP_NAME, largest_batch, replica_resources
+from morphling_ray.space import Configuration
+
+WARM_UP_S = 0.4
+FIRST_ANSWER_S = 30.0
+BESIDE = "rival"  # of the name of an application that is up beside another one
+
+
+class Stand:
+    """A deployer and a crew of drivers for one application in Serve.
+
+    Args:
+        facts: The application.
+        slo: What windows are judged by.
+        source: What requests send.
+        root_url: Where Serve's proxy takes requests; None for requests through the Serve handle.
+        startup_timeout_s: A candidate that is not up by then is infeasible.
+        beside: It is served beside the one of another stand.
+        own_ray: The cluster was started for this: its processes keep off the replicas' cores as well.
+    """
+
+    def __init__(
+        self,
+        facts: ApplicationFacts,
+        slo: Slo,
+        source: RequestSource,
+        *,
+        root_url: str | None,
+        startup_timeout_s: float,
+        own_ray: bool = False,
+        beside: bool = False,
+    ) -> None:
+        self._own_ray = own_ray
+        self._facts, self._slo, self._source = facts, slo, source
+        self._root_url, self._startup_timeout_s = root_url, startup_timeout_s
+        name, prefix = (f"{APP_NAME}-{BESIDE}", f"/{BESIDE}") if beside else (APP_NAME, "/")
+        if beside and root_url is not None and not root_url.startswith(GRPC):
+            root_url += prefix
+        self.deployer = Deployer(facts, startup_timeout_s=startup_timeout_s, app_name=name, route_prefix=prefix)
+        self.crew = Crew(name, source, root_url, slo)
+        self.replicas: list[Replica] = []
+        self._node_id = ray.get_runtime_context().get_node_id()
+        self._all_cores = sorted(os.sched_getaffinity(0))
+        self.shared = False
+        """Whether the driver has to share the replicas' cores."""
+
+    def bring_up(self, configuration: Configuration) -> bool:
+        """Applies a configuration; the driver keeps off its replicas' cores.
+
+        Returns:
+            Whether there are new replicas.
+
+        Raises:
+            DeploymentFailed: See `Deployer.deploy`; nothing is up then.
+        """
+        before = self.replicas
+        try:
+            self.replicas = self.deployer.deploy(configuration)
+        except DeploymentFailed:
+            self.deployer.delete(wait=True)
+            self.replicas = []
+            raise
+        if self.replicas != before:
+            self._keep_driver_away()
+        return self.replicas != before
+
+    def ready(self, attempt: Attempt) -> Probe | str:
+        """Brings a configuration up, and fills it with its usual batches in a closed loop.
+
+        Returns:
+            What the closed loop showed, or the reason that there is nothing to measure.
+        """
+        with attempt.watch.stage("deploying"):
+            try:
+                new = self.bring_up(attempt.configuration)
+            except DeploymentFailed as failure:
+                attempt.details["log"] = failure.log[-4000:]
+                return failure.reason
+        attempt.details["replicas"] = [{"pid": r.pid, "cores": cores_of(r.pid)} for r in self.replicas]
+        if self.shared:
+            note = "the load driver had to share the replicas' cores: this peak is a lower bound"
+            attempt.notes += [note] * (note not in attempt.notes)
+        with attempt.watch.stage("warming up"):
+            if new and (problem := self.crew.ask(FIRST_ANSWER_S)[0]):
+                return f"the first request failed: {problem}"
+            warm = self.crew.saturate(in_flight=min(self.fill(attempt), 16 * len(self.replicas)), window_s=WARM_UP_S)
+        if warm.errors > self._slo.max_error_rate * warm.requests:
+            attempt.probes.append(warm)
+            return f"requests failed: {warm.reason}"
+        return warm
+
+    def fill(self, attempt: Attempt) -> int:
+        """Requests in flight that fill the batches of all replicas, with another batch waiting."""
+        return max(4, 2 * largest_batch(attempt.configuration) * len(self.replicas))
+
+    def settle(self) -> None:
+        """Waits until nothing is left of requests that were given up; what waits in our batchers is dropped."""
+        if self.crew.record is None or not self.crew.record.given_up:
+            return
+        for replica in self.replicas:
+            if (batcher := ReplicaBatcher.find(replica.actor_name)) is not None:
+                batcher.drop()
+        self.crew.drain()
+
+    def intact(self) -> bool:
+        """Whether the very replicas that were brought up are still there."""
+        return self.deployer.replicas() == self.replicas
+
+    def steady(self, measure: Callable[[], Measurement], attempt: Callable[[], Attempt]) -> Measurement:
+        """A measurement by the same replicas from its beginning to its end: otherwise it is void, and made once more.
+
+        Args:
+            measure: Makes it.
+            attempt: The attempt that it belongs to; asked where it is void.
+        """
+        for number in (1, 2):
+            try:
+                measurement = measure()
+                if not self.replicas or self.intact():
+                    return measurement
+            except Exception:  # a replica that is gone may show anywhere
+                if not self.replicas or self.intact():
+                    raise
+            attempt().notes.append(f"attempt {number} was voided: a replica was replaced while it was measured")
+        return attempt().measurement(
+            infeasible_because="crash under load: a replica was replaced during the measurement, twice"
+        )
+
+    @contextmanager
+    def beside(self, configuration: Configuration) -> Iterator["Stand | None"]:
+        """Another stand with a configuration up beside this one's; None where there is no room, or it does not come up.
+
+        Where both have as many cores on this machine they share them: only one is under load at a time, and two cores
+        are never quite alike.
+        """
+        if not self._room_for(configuration):
+            yield None
+            return
+        other = Stand(
+            self._facts,
+            self._slo,
+            self._source,
+            root_url=self._root_url,
+            startup_timeout_s=self._startup_timeout_s,
+            own_ray=self._own_ray,
+            beside=True,
+        )
+        try:
+            try:
+                other.bring_up(configuration)
+            except DeploymentFailed:
+                yield None
+                return
+            mine, theirs = self._local(), other._local()
+            if len(mine) == len(theirs) and [len(c) for c in mine.values()] == [len(c) for c in theirs.values()]:
+                for pid, cores in zip(theirs, mine.values()):
+                    pin_process(pid, cores)
+                other._keep_driver_away()
+            yield other
+        finally:
+            other.close(wait=True)
+
+    def close(self, *, wait: bool = False) -> None:
+        """Takes the application and the drivers down."""
+        self.crew.close()
+        self.deployer.delete(wait=wait)
+
+    def _local(self) -> dict[int, list[int]]:
+        """Cores of each replica on this machine, by process."""
+        return {r.pid: cores_of(r.pid) for r in self.replicas if is_local(r, self._node_id)}
+
+    def _keep_driver_away(self) -> None:
+        taken = {core for cores in self._local().values() for core in cores}
+        free = [core for core in self._all_cores if core not in taken]
+        self.crew.pin(free or self._all_cores)
+        self.shared = not free
+        if self._own_ray:
+            keep_on(free or self._all_cores)
+
+    def _room_for(self, configuration: Configuration) -> bool:
+        """Whether nodes have what its replicas ask for, each on one node."""
+        nodes = [dict(free) for free in available_resources_per_node().values()]
+        for needed in replica_resources(self._facts, configuration):
+            fitting = (n for n in nodes if all(n.get(name, 0.0) >= amount for name, amount in needed.items()))
+            node = next(fitting, None)
+            if node is None:
+                return False
+            for name, amount in needed.items():
+                node[name] -= amount
+        return True
