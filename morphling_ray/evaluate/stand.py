@@ -206,5 +206,5 @@ class Stand:
             if node is None:
                 return False
             for name, amount in needed.items():
-                node[name] -= amount
+                node[name] = node.get(name, 0.0) - amount
         return True
