@@ -1,6 +1,6 @@
 """The driver and the estimates against servers whose peak can be computed: `python -m benchmarks.known_truth`.
 
-M/D/1 and M/M/1 by plain probes (theory: Lindley's recursion, and 1 / s - ln(100) / SLO), a batching server by the twin
+M/D/1 and M/M/1 by plain probes (by simulation, and 1 / s - ln(100) / SLO), a batching server by the twin
 and by plain probes (the batcher's rule, simulated).
 """
 
@@ -13,10 +13,11 @@ import numpy as np
 
 from benchmarks.bench import keep, serving, spread
 from benchmarks.servers import BATCH_S, ITEM_S, MEAN_S
-from morphling_ray.serving.twin import NO_STRAYS, ServiceTimes, predicted_peaks
+from morphling_ray.serving.twin import NO_STRAYS, simulate
 from morphling_ray.space import Configuration
 
 SLO_S = 0.1
+ARRIVALS = 500_000
 ONE: Configuration = {"cpu_cores": 1}
 BATCHES: Configuration = {**ONE, "max_batch_size": 8, "batch_wait_timeout_ms": 10}
 
@@ -26,12 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.known_truth", description=__doc__)
     parser.add_argument("--repeats", type=int, default=8)
     arguments = parser.parse_args(argv)
-    sizes = np.arange(1, 17)
-    seconds = np.array([BATCH_S + ITEM_S * size for size in sizes])
     computed = {
-        "md1": peak(np.array([1]), np.array([MEAN_S]), (1, 0.0)),
+        "md1": peak([0.0, MEAN_S], (1, 0.0)),
         "mm1": 1 / MEAN_S - np.log(100) / SLO_S,
-        "batching": peak(sizes, seconds, (8, 0.01)),
+        "batching": peak([0.0, *(BATCH_S + ITEM_S * size for size in range(1, 9))], (8, 0.01)),
     }
     rows = []
     for app, truth in computed.items():
@@ -55,11 +54,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def peak(sizes: Any, seconds: Any, setting: tuple[int, float]) -> float:
-    """The computed peak of a batching server; the mean over seeds of the schedules."""
-    times = ServiceTimes(sizes, seconds, NO_STRAYS)
-    each = [predicted_peaks(times, [setting], slo_s=SLO_S, percentile=99.0, seed=seed)[0] for seed in range(8)]
-    return float(np.mean(each))
+def peak(seconds: Any, setting: tuple[int, float]) -> float:
+    """The computed peak of a batching server: its rule on half a million Poisson arrivals, at rates around the peak.
+
+    Args:
+        seconds: Of batches of 0 to `max_batch_size` requests.
+        setting: `max_batch_size`, and the wait in seconds.
+    """
+    unit = np.cumsum(np.random.default_rng(0).exponential(size=ARRIVALS))
+    capacity = max(size / s for size, s in enumerate(seconds) if size)
+    rates = capacity * np.linspace(0.7, 0.98, 15)
+    latency = simulate(unit / rates[:, None], np.array(seconds), [setting] * len(rates), NO_STRAYS, seed=0)
+    late = np.maximum((latency > SLO_S).mean(1), 1e-6)
+    return float(np.exp(np.interp(np.log(0.01), np.log(late), np.log(rates))))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     continue
                 sign = 1 if repeat % 2 == 0 else -1
                 verdict = "tie" if found.tie else "first" if (found.p_better > 0.5) == (sign > 0) else "second"
-                row = {"case": case, "log_ratio": sign * found.log_ratio, "pairs": len(found.logs), "verdict": verdict}
+                row = {"case": case, "log_ratio": sign * found.log_ratio, "rounds": found.rounds, "verdict": verdict}
                 rows.append({**row, "seconds": duel.seconds})
             for case in CASES if repeat % 4 == 0 else ():
                 evaluator.stand.bring_up(settings[case])

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.bench import Reference, keep, serving
 from benchmarks.peak import CONFIGURATION
-from morphling_ray.evaluate.plain import SETTLE_AFTER_S
+from morphling_ray.evaluate.plain import GROWS, SETTLE_AFTER_S
 from morphling_ray.measurement import Verdict
 
 WINDOW_S = 2.0
@@ -39,7 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                     seed = 1000 * repeat + 10 * look + int(10 * share)
                     settle, rate = SETTLE_AFTER_S, share * peak
                     probe = crew.probe(
-                        rate_rps=rate, window_s=WINDOW_S, seed=seed, settle_after_s=settle, representative=True
+                        rate_rps=rate,
+                        window_s=WINDOW_S,
+                        seed=seed,
+                        settle_after_s=settle,
+                        representative=True,
+                        windows=GROWS,
                     )
                     looks.append(probe.verdict is Verdict.MISSED)
                     if crew.record is not None:

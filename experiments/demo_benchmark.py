@@ -69,7 +69,7 @@ def one_run(folder: Path, searcher: str, seed: int) -> dict[str, Any]:
     seconds = time.monotonic() - started
     result = json.loads(done.stdout.strip().splitlines()[-1])
     timings = json.loads((folder / "recommendation.json").read_text())["timings_s"]
-    measuring = sum(timings.get(stage, 0.0) for stage in ("warming up", "probing"))
+    measuring = sum(timings.get(stage, 0.0) for stage in ("warming up", "table", "probing"))
     return {
         "searcher": searcher,
         "seed": seed,

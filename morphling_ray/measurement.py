@@ -56,7 +56,7 @@ class Comparison:
         rival: The other configuration.
         ratio: Its peak over the rival's.
         sd: Standard deviation of the logarithm of that.
-        pairs: Windows of each that were compared.
+        rounds: In which they were loaded in turn; 0: they were measured one after the other.
         p_better: Probability that it is the better one, by the objective.
         tie: Nothing more than chance could be made out.
         won: It is the better one, or that of a tie which was to be preferred.
@@ -65,7 +65,7 @@ class Comparison:
     rival: Configuration
     ratio: float
     sd: float
-    pairs: int
+    rounds: int
     p_better: float
     tie: bool
     won: bool
@@ -76,7 +76,7 @@ class Comparison:
             rival=mine,
             ratio=1.0 / self.ratio,
             sd=self.sd,
-            pairs=self.pairs,
+            rounds=self.rounds,
             p_better=1.0 - self.p_better,
             tie=self.tie,
             won=not self.won,

@@ -14,7 +14,7 @@ from morphling_ray.load.arrivals import poisson_arrivals, representative_arrival
 from morphling_ray.load.client import is_grpc, is_http
 from morphling_ray.load.driver import LoadDriver, RequestSource, _Window
 from morphling_ray.load.sequential import Sequential
-from morphling_ray.load.window import Record, allowed_late, judge, tail_s, together
+from morphling_ray.load.window import Record, allowed_late, judge, lone_tail_s, tail_s, together
 from morphling_ray.measurement import Probe, Verdict
 from morphling_ray.objective import Slo
 
@@ -81,6 +81,20 @@ def test_the_tail_is_foretold_by_the_upper_half_of_the_latencies() -> None:
     assert np.quantile(paused, 0.99) > 0.5
     assert tail_s(latency[:10], 99.0) == 0.0
     assert tail_s(np.append(latency[:100], np.full(20, np.inf)), 99.0) == 0.0
+
+
+@pytest.mark.parametrize(("kind", "expected", "within"), [("same", 0.01, 0.02), ("exponential", 0.0461, 0.1)])
+def test_what_a_request_without_company_takes_at_most(kind: str, expected: float, within: float) -> None:
+    """Fails if service times that vary are taken for their median, or one pause of the machine for the usual case."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(200):
+        latency = rng.exponential(0.01, 16) if kind == "exponential" else rng.normal(0.01, 2e-5, 16)
+        if kind == "same":
+            latency[3] += 0.05
+        found.append(lone_tail_s(latency.tolist(), 99.0))
+    assert np.mean(found) == pytest.approx(expected, rel=within)
+    assert lone_tail_s([0.01, 0.02, 0.03], 99.0) == pytest.approx(0.02)
 
 
 @pytest.mark.parametrize(("requests", "late"), [(1, 0), (99, 0), (100, 1), (199, 1), (200, 2), (1000, 10)])

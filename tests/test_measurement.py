@@ -1,8 +1,9 @@
 import json
+from dataclasses import replace
 
 import pytest
 
-from morphling_ray.measurement import Measurement, Probe, Trial, Verdict
+from morphling_ray.measurement import Comparison, Measurement, Probe, Trial, Verdict
 
 PROBE = Probe(
     kind="open",
@@ -33,6 +34,7 @@ MEASUREMENT = Measurement(
         Measurement(configuration={"cpu_cores": 2}, bounds={"peak_rps": (1.0, 2.0)}, noise_sd={"peak_rps": 0.0}),
         Measurement(configuration={"cpu_cores": 3}, infeasible_because="not foreseen to work"),
     ),
+    comparison=Comparison(rival={"cpu_cores": 3}, ratio=1.25, sd=0.02, rounds=5, p_better=0.75, tie=True, won=True),
     notes=("cores were shared",),
     details={"pids": [1, 2]},
 )
@@ -52,6 +54,24 @@ def test_a_reason_makes_it_infeasible() -> None:
     assert not failed.feasible
     assert MEASUREMENT.feasible
     assert Measurement.from_dict(json.loads(json.dumps(failed.to_dict()))) == failed
+
+
+def test_a_comparison_as_the_rival_sees_it() -> None:
+    """Fails if a side is told the other one's ratio or chances, or if both have won."""
+    assert MEASUREMENT.comparison is not None
+    seen = MEASUREMENT.comparison.mirrored({"cpu_cores": 2})
+    expected = Comparison(rival={"cpu_cores": 2}, ratio=0.8, sd=0.02, rounds=5, p_better=0.25, tie=True, won=False)
+    assert seen == expected
+    assert seen.mirrored({"cpu_cores": 3}) == MEASUREMENT.comparison
+
+
+def test_probes_that_met_the_slo_leave_short_windows_out() -> None:
+    """Fails if a capacity, a miss, or the p99 of a window of half a second counts beside long ones."""
+    met = replace(PROBE, verdict=Verdict.MET)
+    short = replace(met, window_s=0.6, rate_rps=50.0)
+    probes = (PROBE, replace(met, kind="saturate"), met, short)
+    assert replace(MEASUREMENT, probes=probes).met == (met,)
+    assert replace(MEASUREMENT, probes=(short,)).met == (short,)
 
 
 def test_a_newer_file_can_be_read() -> None:

@@ -1,73 +1,150 @@
-"""The comparison in pairs, on windows that a generator makes up: how often it is wrong, and how often it finds."""
+"""The comparison in turn, on rounds that a generator makes up: how often it is wrong, and how often it finds."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from morphling_ray.evaluate.duel import LEAST_PAIRS, MOST_PAIRS, PAIR_SD
-from morphling_ray.load.pairs import PairedPeaks, in_turn, unpaired
+from morphling_ray.load.pairs import (
+    CAPACITY_SD,
+    EXCESS_SD,
+    PairedPeaks,
+    Round,
+    in_turn,
+    log_ratio,
+    unpaired,
+)
+
+SLO_S = 0.1
+CAPACITY, SHARE, ALONE_S = 200.0, 0.75, 0.015
 
 
-def compare(true_ratio: float, sd: float, seed: int, *, ratio: float = 1.0) -> PairedPeaks:
-    """Two peaks whose windows vary together by a fifth, and within a pair by `sd`."""
-    rng = np.random.default_rng(seed)
-    drift: list[float] = []
+class Servers:
+    """Two servers that follow the law, the second one slower by a factor, on a machine with noise and a drift.
 
-    def peak_of(side: int, number: int) -> float:
-        while len(drift) <= number:
-            drift.append(0.2 * rng.standard_normal())
-        own = sd / math.sqrt(2.0) * rng.standard_normal()
-        return 100.0 * math.exp(drift[number] + own) * (true_ratio if side == 0 else 1.0)
-
-    found = in_turn(peak_of, usual_sd=PAIR_SD, ratio=ratio, least=LEAST_PAIRS, most=MOST_PAIRS)
-    assert found is not None
-    return found
-
-
-@pytest.mark.parametrize(("sd", "share"), [(PAIR_SD / 2, 0.05), (PAIR_SD, 0.05), (1.5 * PAIR_SD, 0.15)])
-def test_equals_are_seldom_told_apart(sd: float, share: float) -> None:
-    """Fails if looking after every pair makes more than one comparison of equals in 20 a false one.
-
-    In an hour that is half as noisy again as the usual one it is one in 7.
+    Args:
+        slower: By that share.
+        burstier: The second one's burstiness over the first one's.
+        noise: In the usual sizes.
+        seed: Of the noise.
     """
-    found = [compare(1.0, sd, seed) for seed in range(2000)]
-    assert np.mean([not f.tie for f in found]) <= share + 0.01  # and the spread of a share over 2000
+
+    def __init__(self, slower: float, seed: int, *, burstier: float = 1.0, noise: float = 1.0) -> None:
+        self._rng, self._noise = np.random.default_rng(seed), noise
+        self.capacity = CAPACITY / np.array([1.0, 1.0 + slower])
+        self.alone_s = ALONE_S * np.array([1.0, 1.0 + slower])
+        first = (SLO_S - ALONE_S) * CAPACITY * (1 - SHARE) / SHARE
+        self._burstiness = first * np.array([1.0, burstier])
+        stretch = (SLO_S - self.alone_s) * self.capacity / self._burstiness
+        self.peaks = self.capacity * stretch / (1 + stretch)
+        self.rates = self.capacity * SHARE * np.exp(0.03 * self._rng.standard_normal(2))
+
+    def round(self, number: int) -> Round:
+        """One round."""
+        drift = 0.1 * self._rng.standard_normal()
+        normal = self._noise / math.sqrt(2.0) * self._rng.standard_normal((3, 2))
+        loops = self.capacity * np.exp(drift + CAPACITY_SD * normal[:2])
+        used = self.rates / self.capacity
+        excess = self._burstiness / self.capacity * used / (1 - used) * np.exp(0.8 * EXCESS_SD * normal[2])
+        return Round(tuple((float(a), float(b)) for a, b in loops), (float(excess[0]), float(excess[1])))
+
+    def compared(self, *, alike: bool = True, ratio: float = 1.0) -> PairedPeaks:
+        """The comparison of both."""
+        rates, alone = self.rates.tolist(), self.alone_s.tolist()
+        found = in_turn(
+            self.round,
+            rates_rps=(rates[0], rates[1]),
+            alone_s=(alone[0], alone[1]),
+            slo_s=SLO_S,
+            alike=alike,
+            ratio=ratio,
+        )
+        assert found is not None
+        return found
+
+    @property
+    def log_ratio(self) -> float:
+        """The truth."""
+        return math.log(self.peaks[0] / self.peaks[1])
+
+
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize(("noise", "share"), [(0.6, 0.05), (1.0, 0.05), (1.5, 0.1)])
+def test_equals_are_seldom_told_apart(noise: float, share: float, alike: bool) -> None:
+    """Fails if looking after every round makes more than one comparison of equals in 20 a false one.
+
+    In an hour that is half as noisy again it is one in 10.
+    """
+    found = [Servers(0.0, seed, noise=noise).compared(alike=alike) for seed in range(600)]
+    assert np.mean([not f.tie for f in found]) <= share
     assert abs(np.mean([f.log_ratio for f in found])) < 0.005
 
 
-@pytest.mark.parametrize(("true_ratio", "pairs"), [(1.1, 6), (1.2, 3)])
-def test_a_difference_is_found(true_ratio: float, pairs: int) -> None:
-    """Fails if a tenth is overlooked in one comparison of 20, or a fifth takes long."""
-    found = [compare(true_ratio, PAIR_SD, seed) for seed in range(500)]
+@pytest.mark.parametrize(("slower", "rounds", "alike"), [(0.08, 4, True), (0.16, 2, True), (0.12, 4, False)])
+def test_a_difference_is_found(slower: float, rounds: int, alike: bool) -> None:
+    """A tenth and a fifth of the peak. Fails if one in 20 is overlooked, or if it takes longer than need be."""
+    servers = [Servers(slower, seed) for seed in range(400)]
+    assert servers[0].log_ratio == pytest.approx(1.25 * math.log(1 + slower), abs=0.02)
+    found = [s.compared(alike=alike) for s in servers]
     assert np.mean([not f.tie and f.p_better > 0.5 for f in found]) >= 0.95
-    assert np.quantile([len(f.logs) for f in found], 0.9) <= pairs
+    assert np.quantile([f.rounds for f in found], 0.9) <= rounds
+
+
+@pytest.mark.parametrize(("alike", "burstier"), [(True, 1.0), (False, 1.0), (False, 1.5)])
+def test_what_it_says_of_itself_holds(alike: bool, burstier: float) -> None:
+    """Fails if the ratio is biased, or lies outside of two standard deviations in more than one case of 10."""
+    servers = [Servers(0.1, seed, burstier=burstier) for seed in range(400)]
+    found = [s.compared(alike=alike) for s in servers]
+    off = np.array([f.log_ratio - s.log_ratio for f, s in zip(found, servers)])
+    assert abs(off.mean()) < 0.015
+    assert np.mean(np.abs(off) > 2 * np.array([f.sd for f in found])) <= 0.1
+
+
+def test_those_who_batch_alike_are_told_apart_by_their_capacities() -> None:
+    """Fails if what is believed beforehand of burstiness is not used, or outweighs what windows show."""
+    rounds = [Servers(0.1, seed).round(0) for seed in range(2)]
+
+    def spread(count: int, alike: bool) -> float:
+        rates, alone = (0.75 * CAPACITY, 0.68 * CAPACITY), (ALONE_S, ALONE_S)
+        return log_ratio(rounds * count, rates_rps=rates, alone_s=alone, slo_s=SLO_S, alike=alike)[1]
+
+    assert spread(1, True) < spread(1, False)
+    assert spread(20, True) < 0.5 * spread(1, True)
 
 
 def test_what_counts_is_the_ratio_at_which_both_are_equally_good() -> None:
     """Fails if one that has 10 % more but costs 30 % more is called the better one."""
-    found = [compare(1.1, PAIR_SD, seed, ratio=1.3) for seed in range(100)]
+    found = [Servers(0.08, seed).compared(ratio=1.3) for seed in range(100)]
     assert np.mean([not f.tie and f.p_better < 0.5 for f in found]) >= 0.95
 
 
-def test_every_other_pair_begins_with_the_other_one() -> None:
-    """Fails if what comes second is always the same one, so that whatever the first leaves behind falls on it."""
-    asked: list[tuple[int, int]] = []
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"make_round": lambda number: None},
+        {"alone_s": (0.01, 0.2)},
+    ],
+)
+def test_what_cannot_be_read_ends_it(how: dict[str, Callable[[int], Round | None] | tuple[float, float]]) -> None:
+    """Fails if a failed window, or a lone request that is too late already, is taken for a peak."""
+    usual = {"make_round": Servers(0.0, 0).round, "rates_rps": (150.0, 150.0), "alone_s": (0.01, 0.01)}
+    assert in_turn(**{**usual, **how}, slo_s=SLO_S, alike=True) is None  # type: ignore[arg-type]
 
-    def peak_of(side: int, number: int) -> float:
-        asked.append((side, number))
-        return 100.0 + side
 
-    found = in_turn(peak_of, usual_sd=PAIR_SD, most=3)
-    assert asked == [(0, 0), (1, 0), (1, 1), (0, 1), (0, 2), (1, 2)]
+def test_it_ends_when_the_time_is_over() -> None:
+    """Fails if a comparison that shows nothing goes on beyond its time, or is not said to be a tie."""
+    made = Servers(0.0, 0)
+    found = in_turn(
+        made.round,
+        rates_rps=(150.0, 150.0),
+        alone_s=(ALONE_S, ALONE_S),
+        slo_s=SLO_S,
+        alike=True,
+        going_on=lambda rounds: rounds < 2,
+    )
     assert found is not None
-    assert found.log_ratio == pytest.approx(math.log(100 / 101))
-    assert found.tie
-
-
-def test_a_window_that_cannot_be_read_ends_it() -> None:
-    """Fails if a failed window is taken for a peak."""
-    assert in_turn(lambda side, number: 0.0 if number == 1 else 100.0, usual_sd=0.08) is None
+    assert (found.rounds, found.tie) == (2, True)
 
 
 def test_peaks_that_were_measured_apart_need_a_larger_difference() -> None:

@@ -72,7 +72,7 @@ def compared(
         rival=other.configuration,
         ratio=math.exp(found.log_ratio),
         sd=found.sd,
-        pairs=len(found.logs),
+        rounds=found.rounds,
         p_better=found.p_better,
         tie=found.tie,
         won=first_won,
@@ -85,7 +85,7 @@ def compared(
 
 
 def _in_words(comparison: Comparison) -> str:
-    seen = f"in {comparison.pairs} pairs of windows" if comparison.pairs else "from one measurement of each"
+    seen = f"in {comparison.rounds} rounds" if comparison.rounds else "from one measurement of each"
     verdict = "a tie" if comparison.tie else "better" if comparison.won else "worse"
     spread = comparison.sd * comparison.ratio
     return f"over its rival: {comparison.ratio:.3f} +- {spread:.3f} {seen}; {verdict} by the objective"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from morphling_ray.load.arrivals import representative_arrivals
 from morphling_ray.load.crew import Crew
 from morphling_ray.objective import Slo
 from morphling_ray.serving.application import ApplicationFacts
@@ -32,6 +33,7 @@ from morphling_ray.space import Configuration, SearchSpace
 ROUNDS = 2.5  # of the ladder, in a table
 TABLE_S = (1.2, 4.0)
 BUSY = 0.6  # share of a sweep that batches must take, for them to be what limits a replica
+SCHEDULES, FORESEEN = 2, 6000  # of simulated arrivals, and how many in each
 STRAYS = 2000  # batches that show how often the machine pauses
 ALONE = 7  # requests without company: what the way through Ray takes
 # Standard deviations of log-peaks, as benchmarks/twin.py and benchmarks/peak.py find them: of a forecast, and of one
@@ -74,6 +76,8 @@ class BatchingTwin:
         for configuration in space.configurations:
             self._variants.setdefault(self._deployment(configuration), []).append(configuration)
         self._batchers: list[ReplicaBatcher] = []
+        # The same for all forecasts, so that they differ by less.
+        self._schedules = np.stack([representative_arrivals(1.0, FORESEEN, seed) for seed in range(SCHEDULES)])
         self._tables: dict[str, _Table] = {}
         self._unfit: set[str] = set()  # deployments for which no table holds
         self._log_ratios: list[float] = []  # peaks that probes found over what was foreseen, uncorrected
@@ -148,6 +152,7 @@ class BatchingTwin:
             percentile=self._slo.percentile,
             overhead_s=table.overhead_s,
             replicas=len(self._batchers),
+            schedules=self._schedules,
         )
         return [self.factor * float(peak) for peak in peaks]
 

@@ -1,10 +1,10 @@
 """Two finalists in turn, until one of them is better or they are a tie.
 
-the same replicas? switch live between windows ─┐
-room for both?     both stay up ────────────────┼─► pairs of windows ─► the winner once more, long ─► two Measurements
-neither            brought up in turn ──────────┘
+the same replicas? switch live between windows ─┬─► rounds in turn ─► the winner once more, long ─┬─► two Measurements
+room for both?     both stay up ────────────────┘                                                │
+neither            one after the other, long ────────────────────────────────────────────────────┘
 
-The peaks that are reported rest on the winner's long windows; the other's is that over the ratio that the pairs showed.
+The peaks that are reported rest on the winner's long windows; the other's follows from the ratio that rounds showed.
 """
 
 import math
@@ -12,26 +12,25 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from morphling_ray.evaluate.attempt import Attempt, compared
-from morphling_ray.evaluate.batching import ALONE
-from morphling_ray.evaluate.plain import CONFIRM_NOISE_SD, PlainProbes
+from morphling_ray.evaluate.plain import ALONE, CONFIRM_NOISE_SD, PlainProbes
 from morphling_ray.evaluate.stand import Stand
-from morphling_ray.load.pairs import PairedPeaks, in_turn, unpaired
-from morphling_ray.load.peak import HIGHEST_SHARE, LOWEST_SHARE, read_off
+from morphling_ray.load.pairs import PairedPeaks, Round, in_turn, unpaired
+from morphling_ray.load.peak import HIGHEST_SHARE, LEAST_EXCESS, LOWEST_SHARE
+from morphling_ray.load.window import lone_tail_s
 from morphling_ray.measurement import Measurement, Verdict
 from morphling_ray.objective import Slo
 from morphling_ray.serving.deployment import DeploymentFailed
 
-WINDOW_S = 0.6
-REQUESTS = 60  # that a window has at least, at slow rates
-CAPACITY_S = 0.4
-NEAR_PEAK = 1.03  # windows run at so many times the peak as it seems: where they tell most, and vary least
-LEAST_PAIRS, MOST_PAIRS = 2, 8
-PAIR_SD = 0.05  # of the difference between two windows of a pair, as benchmarks/pairs.py finds it
-# Where each change takes a restart: windows of a visit, visits to each, and what visits seconds apart differ by.
-VISIT_WINDOWS, VISITS, VISIT_SD = 4, 2, 0.07
+WINDOW_S, REQUESTS = 0.6, 60  # at least
+CAPACITY_S, ANSWERS = 0.25, 20  # at least
+LONGEST_S = 3.0  # of either, whatever they would need
+MOST_ROUNDS = 6
+RATE_GAIN = (
+    0.3  # how far a rate follows an excess, in logs: the excess grows faster than the rate, by the law and in fact
+)
 
 
 @dataclass
@@ -40,9 +39,9 @@ class Side:
 
     attempt: Attempt
     stand: Stand
-    capacity_rps: float = 0.0
+    in_flight: int = 0
     alone_s: float = 0.0
-    logs: list[float] = field(default_factory=list)  # of the peaks that its windows foretold
+    rate_rps: float = 0.0  # of its windows
 
 
 class Duel:
@@ -65,24 +64,27 @@ class Duel:
         self._plain = plain
         self._slo = slo
         self._ratio = ratio
+        self._alike = stand.batches_alike(first.configuration, second.configuration)
         self.seconds = 0.0
-        """Of the windows of `compare`."""
+        """Of the rounds of `compare`."""
 
     def compare(self, *, within_s: float | None = None) -> PairedPeaks | None:
         """The comparison alone, without the winner's long windows.
 
         Args:
-            within_s: Seconds of windows after which it ends undecided; None: only `MOST_PAIRS` ends it.
+            within_s: Seconds of rounds after which it ends undecided; None: only `MOST_ROUNDS` ends it.
         """
-        with self._sides() as (sides, in_place):
-            return self._pairs(sides, in_place=in_place, within_s=within_s)
+        with self._sides() as sides:
+            return self._rounds(sides, within_s=within_s) if sides is not None else None
 
     def fight(self) -> tuple[Measurement, Measurement]:
         """Compares them; one that fails has lost."""
-        with self._sides() as (sides, in_place):
-            found = self._pairs(sides, in_place=in_place)
+        if self._plain.closed_loop:  # windows of Poisson arrivals say nothing of that
+            return self._apart()
+        with self._sides() as sides:
+            found = self._rounds(sides) if sides is not None else None
             won = 0 if found is None or found.tie or found.p_better > 0.5 else 1
-            measured = self._alone(sides[won]) if found is not None else None
+            measured = self._alone(sides[won]) if sides is not None and found is not None else None
         if found is None or measured is None or not measured.feasible:
             return self._apart()
         ratio = math.exp(found.log_ratio)  # of the first one's peak over the second one's
@@ -94,113 +96,131 @@ class Duel:
         return compared(*((measured, beaten) if won == 0 else (beaten, measured)), found, first_won=won == 0)
 
     @contextmanager
-    def _sides(self) -> "Iterator[tuple[tuple[Side, Side], bool]]":
-        """Both sides, and whether changing from one to the other takes no restart."""
-        one, other = (attempt.configuration for attempt in self._attempts)
-        first = Side(self._attempts[0], self._stand)
-        if self._stand.deployer.changes_live(one, other):
+    def _sides(self) -> "Iterator[tuple[Side, Side] | None]":
+        """Both sides, where changing from one to the other takes no restart; else None."""
+        first, second = self._attempts
+        if self._stand.deployer.changes_live(first.configuration, second.configuration):
             self._note("compared in turn on the same replicas")
-            yield (first, Side(self._attempts[1], self._stand)), True
+            yield Side(first, self._stand), Side(second, self._stand)
             return
-        with self._attempts[0].watch.stage("deploying"):
+        with first.watch.stage("deploying"):
             try:
-                self._stand.bring_up(one)
+                self._stand.bring_up(first.configuration)
             except DeploymentFailed:  # which is found once more, and reported, when it is measured by itself
-                yield (first, Side(self._attempts[1], self._stand)), False
+                yield None
                 return
-        with self._stand.beside(other) as beside:
-            if beside is not None:
-                self._note("compared in turn, both being up all the time")
-                yield (first, Side(self._attempts[1], beside)), True
+        with self._stand.beside(second.configuration) as beside:
+            if beside is None:
+                self._note("measured one after the other: there is no room for both")
+                yield None
             else:
-                self._note("compared in turn, each brought up twice: there is no room for both")
-                yield (first, Side(self._attempts[1], self._stand)), False
+                self._note("compared in turn, both being up all the time")
+                yield Side(first, self._stand), Side(second, beside)
 
     def _note(self, text: str) -> None:
         for attempt in self._attempts:
             attempt.notes.append(text)
 
-    def _pairs(self, sides: tuple[Side, Side], *, in_place: bool, within_s: float | None = None) -> PairedPeaks | None:
+    def _rounds(self, sides: tuple[Side, Side], *, within_s: float | None = None) -> PairedPeaks | None:
         """Windows of both in turn; None where one of them cannot be compared like that."""
         try:
-            if in_place and not all(self._ready(side) for side in sides):
+            if not all(self._ready(side) for side in sides) or not self._find_rates(sides):
                 return None
             began = time.monotonic()
 
-            def going_on(pairs: int) -> bool:
+            def going_on(rounds: int) -> bool:
                 self.seconds = time.monotonic() - began
-                return within_s is None or self.seconds * (1 + 1 / pairs) <= within_s
+                return within_s is None or self.seconds * (1 + 1 / rounds) <= within_s
 
-            def peak_of(number: int, pair: int) -> float:
-                side = sides[number]
-                if in_place:
-                    side.stand.bring_up(side.attempt.configuration)
-                    return self._window(side, pair)
-                if not self._ready(side):
-                    return 0.0
-                each = [self._window(side, VISIT_WINDOWS * pair + i) for i in range(VISIT_WINDOWS)]
-                return math.exp(statistics.fmean(map(math.log, each))) if all(each) else 0.0
-
-            if in_place:
-                found = in_turn(
-                    peak_of,
-                    usual_sd=PAIR_SD,
-                    ratio=self._ratio,
-                    least=LEAST_PAIRS,
-                    most=MOST_PAIRS,
-                    going_on=going_on,
-                )
-            else:
-                found = in_turn(peak_of, usual_sd=VISIT_SD, ratio=self._ratio, most=VISITS)
-            return found if all(side.stand.intact() for side in sides) or not in_place else None
+            found = in_turn(
+                lambda number: self._round(sides, number),
+                rates_rps=(sides[0].rate_rps, sides[1].rate_rps),
+                alone_s=(sides[0].alone_s, sides[1].alone_s),
+                slo_s=self._slo.latency_s,
+                alike=self._alike,
+                ratio=self._ratio,
+                most=MOST_ROUNDS,
+                going_on=going_on,
+            )
+            return found if all(side.stand.intact() for side in sides) else None
         except Exception as error:  # noqa: BLE001  a replica that is gone may show anywhere
             self._note(f"the comparison in turn failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
             return None
 
     def _ready(self, side: Side) -> bool:
-        """Brings a side up and learns what it can do at most, and without company."""
+        """Brings a side up and learns what it takes without company."""
         attempt, stand = side.attempt, side.stand
         warm = stand.ready(attempt)
         if isinstance(warm, str):
             return False
-        with attempt.watch.stage("probing", "measuring the capacity"):
-            room = round(warm.achieved_rps * self._slo.latency_s)
-            in_flight = max(2, min(stand.fill(attempt), room))
-            capacity = stand.crew.saturate(in_flight=in_flight, window_s=CAPACITY_S)
+        side.in_flight = max(2, min(stand.fill(attempt), round(warm.achieved_rps * self._slo.latency_s)))
+        with attempt.watch.stage("probing", "sending requests one by one"):
             alone = stand.crew.alone(ALONE)
-        attempt.probes.append(capacity)
-        if not alone or self._plain.failing(capacity):
+        side.alone_s = lone_tail_s(alone, self._slo.percentile) if alone else self._slo.latency_s
+        side.rate_rps = warm.achieved_rps
+        return side.alone_s < self._slo.latency_s
+
+    def _find_rates(self, sides: tuple[Side, Side]) -> bool:
+        """Rates near the peaks, where windows tell most: the same share of the capacity for two that are alike."""
+        capacity = [self._capacity(side) for side in sides]
+        if not all(capacity):
             return False
-        side.capacity_rps, side.alone_s = capacity.achieved_rps, statistics.median(alone)
+        rates = [self._plain.expected(s.attempt.configuration, c) for s, c in zip(sides, capacity)]
+        if self._alike:
+            share = math.sqrt(rates[0] / capacity[0] * rates[1] / capacity[1])
+            rates = [share * c for c in capacity]
+        for side, rate, c in zip(sides, rates, capacity):
+            side.rate_rps = min(max(rate, LOWEST_SHARE * c), HIGHEST_SHARE * c)
+        excess = [self._excess(side, number=MOST_ROUNDS) for side in sides]
+        if not all(excess):
+            return False
+        follow = [RATE_GAIN * math.log((self._slo.latency_s - s.alone_s) / e) for s, e in zip(sides, excess)]
+        if self._alike:
+            follow = [statistics.fmean(follow)] * 2
+        for side, log_step, c in zip(sides, follow, capacity):
+            side.rate_rps = min(side.rate_rps * math.exp(log_step), HIGHEST_SHARE * c)
         return True
 
-    def _window(self, side: Side, number: int) -> float:
-        """The peak that one window foretells, 0 if it cannot; arrivals are the same for both, but for the rate."""
-        attempt, crew = side.attempt, side.stand.crew
-        usual = math.log(self._plain.expected(attempt.configuration, side.capacity_rps))
-        rate = NEAR_PEAK * math.exp(statistics.fmean([usual, *side.logs]))
-        rate = min(max(rate, LOWEST_SHARE * side.capacity_rps), HIGHEST_SHARE * side.capacity_rps)
-        with attempt.watch.stage("probing", f"probing at {rate:.3g} RPS, in turn with a rival"):
+    def _round(self, sides: tuple[Side, Side], number: int) -> Round | None:
+        """Closed loops A B B A and a window of each, or the other way round; None where one cannot be read."""
+        order = (0, 1) if number % 2 == 0 else (1, 0)
+        capacity = [{i: self._capacity(sides[i]) for i in turn} for turn in (order, order[::-1])]
+        excess = {i: self._excess(sides[i], number) for i in order}
+        if not all(excess.values()) or not all(all(c.values()) for c in capacity):
+            return None
+        return Round(tuple((c[0], c[1]) for c in capacity), (excess[0], excess[1]))
+
+    def _capacity(self, side: Side) -> float:
+        """Throughput of a short closed loop; 0 where requests fail."""
+        side.stand.bring_up(side.attempt.configuration)
+        with side.attempt.watch.stage("probing"):
+            window_s = min(LONGEST_S, max(CAPACITY_S, ANSWERS / side.rate_rps))
+            found = side.stand.crew.saturate(in_flight=side.in_flight, window_s=window_s)
+            side.stand.settle()
+        side.attempt.probes.append(found)
+        return 0.0 if self._plain.failing(found) else found.achieved_rps
+
+    def _excess(self, side: Side, number: int) -> float:
+        """The percentile of a window above that of lone requests, 0 if it has none; both have the same arrivals."""
+        attempt, stand = side.attempt, side.stand
+        stand.bring_up(attempt.configuration)
+        with attempt.watch.stage("probing", f"probing at {side.rate_rps:.3g} RPS, in turn with a rival"):
             for again in (0, 1):
-                probe = crew.probe(
-                    rate_rps=rate,
-                    window_s=max(WINDOW_S, REQUESTS / rate),
+                probe = stand.crew.probe(
+                    rate_rps=side.rate_rps,
+                    window_s=min(LONGEST_S, max(WINDOW_S, REQUESTS / side.rate_rps)),
                     seed=attempt.seed + 2 * number + again,
                     representative=True,
                     whole=True,
                 )
                 attempt.probes.append(probe)
-                side.stand.settle()
+                stand.settle()
                 if probe.verdict is not Verdict.INVALID:
                     break
             else:
                 return 0.0
-        if probe.errors or not probe.tail_s:
-            return 0.0
-        found = read_off(probe, capacity_rps=side.capacity_rps, alone_s=side.alone_s, slo_s=self._slo.latency_s)
-        if found:
-            side.logs.append(math.log(found))
-        return found
+        readable = not probe.errors and probe.tail_s > 0.0
+        return max(probe.tail_s - side.alone_s, LEAST_EXCESS * self._slo.latency_s) if readable else 0.0
 
     def _apart(self) -> tuple[Measurement, Measurement]:
         """Measures one after the other; that one is better then takes more of a difference."""

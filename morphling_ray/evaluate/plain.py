@@ -8,14 +8,16 @@ import statistics
 from copy import copy
 
 from morphling_ray.evaluate.attempt import Attempt
-from morphling_ray.evaluate.batching import ALONE, BatchingTwin
+from morphling_ray.evaluate.batching import BatchingTwin
 from morphling_ray.evaluate.stand import Stand
 from morphling_ray.load.peak import PeakSearch, closed_peak, find_peak, pooled_peak
+from morphling_ray.load.window import lone_tail_s
 from morphling_ray.measurement import Measurement, Probe
 from morphling_ray.objective import Slo
 from morphling_ray.space import Configuration
 
 SATURATE_S = 0.8
+ALONE = 16  # requests without company, which tell what is left of the SLO for waiting
 PROBE_REQUESTS = 300  # a window is long enough for that many, within the bounds below
 SEARCH_WINDOW_S = (1.0, 2.0)
 CONFIRM_WINDOW_S = (2.5, 4.0)
@@ -91,7 +93,7 @@ class PlainProbes:
             search = pooled_peak(
                 lambda rate: self.probe(attempt, rate),
                 capacity_rps=capacity_rps,
-                alone_s=statistics.median(alone),
+                alone_s=lone_tail_s(alone, self._slo.percentile),
                 slo_s=self._slo.latency_s,
                 start_rps=start_rps,
                 needed_rps=attempt.needed_rps,

@@ -18,7 +18,13 @@ from morphling_ray.serving.control import ReplicaBatcher
 from morphling_ray.serving.daemons import keep_on
 from morphling_ray.serving.deployment import Deployer, DeploymentFailed, Replica, is_local
 from morphling_ray.serving.limits import cores_of, pin_process
-from morphling_ray.serving.serve_config import APP_NAME, largest_batch, replica_resources
+from morphling_ray.serving.serve_config import (
+    APP_NAME,
+    batch_setting,
+    expected_replicas,
+    largest_batch,
+    replica_resources,
+)
 from morphling_ray.space import Configuration
 
 WARM_UP_S = 0.4
@@ -61,6 +67,7 @@ class Stand:
         self.replicas: list[Replica] = []
         self._node_id = ray.get_runtime_context().get_node_id()
         self._all_cores = sorted(os.sched_getaffinity(0))
+        self._moved: list[str] = []  # which of Ray's processes keep off the replicas' cores
         self.shared = False
         """Whether the driver has to share the replicas' cores."""
 
@@ -97,6 +104,7 @@ class Stand:
                 attempt.details["log"] = failure.log[-4000:]
                 return failure.reason
         attempt.details["replicas"] = [{"pid": r.pid, "cores": cores_of(r.pid)} for r in self.replicas]
+        attempt.details["kept_off_their_cores"] = ["the load driver"] * (not self.shared) + self._moved
         if self.shared:
             note = "the load driver had to share the replicas' cores: this peak is a lower bound"
             attempt.notes += [note] * (note not in attempt.notes)
@@ -112,6 +120,12 @@ class Stand:
     def fill(self, attempt: Attempt) -> int:
         """Requests in flight that fill the batches of all replicas, with another batch waiting."""
         return max(4, 2 * largest_batch(attempt.configuration) * len(self.replicas))
+
+    def batches_alike(self, one: Configuration, other: Configuration) -> bool:
+        """Whether two configurations form batches by the same settings, and share requests among as many replicas."""
+        settings = [batch_setting(self._facts, c) for c in (one, other)]
+        replicas = [expected_replicas(self._facts, c) for c in (one, other)]
+        return settings[0] == settings[1] and replicas[0] == replicas[1]
 
     def settle(self) -> None:
         """Waits until nothing is left of requests that were given up; what waits in our batchers is dropped."""
@@ -165,6 +179,7 @@ class Stand:
             own_ray=self._own_ray,
             beside=True,
         )
+        other._all_cores = self._all_cores  # this process may be confined by now
         try:
             try:
                 other.bring_up(configuration)
@@ -179,9 +194,12 @@ class Stand:
             yield other
         finally:
             other.close(wait=True)
+            self._keep_driver_away()  # the other one has set Ray's own processes free
 
     def close(self, *, wait: bool = False) -> None:
-        """Takes the application and the drivers down."""
+        """Takes the application and the drivers down; Ray's processes may use all cores again."""
+        if self._own_ray:
+            keep_on(self._all_cores)
         self.crew.close()
         self.deployer.delete(wait=wait)
 
@@ -195,7 +213,8 @@ class Stand:
         self.crew.pin(free or self._all_cores)
         self.shared = not free
         if self._own_ray:
-            keep_on(free or self._all_cores)
+            moved = keep_on(free or self._all_cores)
+            self._moved = moved if free else []
 
     def _room_for(self, configuration: Configuration) -> bool:
         """Whether nodes have what its replicas ask for, each on one node."""

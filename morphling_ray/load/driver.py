@@ -30,6 +30,7 @@ DRAIN_S = 2.0  # how long requests that were given up may take to go away
 LEAD_S = 0.005  # from the last preparation to the first instant of a window
 CHECK_S = 0.01  # how often it is checked whether a window is settled
 _APART = 1_000_033  # between the seeds of the parts of a window that grows
+ALONE_S, ALONE_AT_LEAST = 0.6, 5  # how long, or how many, requests are sent one by one
 MANY_ERRORS = 20  # end a closed loop, which would otherwise fail as fast as it can
 
 
@@ -144,10 +145,18 @@ class LoadDriver:
         except Exception as error:  # noqa: BLE001  the application's own error, whatever it is
             return _describe(error), None
 
-    async def alone(self, count: int) -> list[float]:
-        """Latencies of requests that are sent one after the other, in seconds; failed ones are left out."""
-        latency_s = []
-        for _ in range(count):
+    async def alone(self, count: int, within_s: float = ALONE_S) -> list[float]:
+        """Latencies of requests that are sent one after the other, in seconds; failed ones are left out.
+
+        Args:
+            count: How many, at most.
+            within_s: None is sent later than this, but for the first few.
+        """
+        latency_s: list[float] = []
+        began = time.perf_counter()
+        for sent_before in range(count):
+            if sent_before >= ALONE_AT_LEAST and time.perf_counter() > began + within_s:
+                break
             sent = time.perf_counter()
             problem, _answer = await self.ask(DRAIN_S)
             if not problem:

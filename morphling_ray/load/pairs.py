@@ -1,7 +1,14 @@
-"""Which of two configurations has the higher peak: windows of both in turn, until it shows.
+"""Which of two configurations has the higher peak: short windows of both in turn, until it shows.
 
-Whatever the machine does for a second or longer, it does to both windows of a pair, so that the differences within
-pairs tell more than two separate peaks do. No server, no clock: pure functions of what windows foretell.
+Whatever the machine does for a second or longer, it does to both sides of a round, so that differences within rounds
+tell more than two separate peaks do. A round has closed loops, for the capacities C, and a window of Poisson arrivals
+each, at the same share u of its capacity, for the burstiness b: the SLO's percentile of latency is about
+
+    alone + b / C * u / (1 - u)        (see `peak.read_off`)
+
+and the peak is where that is the SLO's bound. Sides that form batches alike have about the same b, so that their peaks
+differ by what their capacities and lone requests do; of others nothing is assumed. Both are what is believed of
+`log b` beforehand, and the windows speak for the rest (a linear Gaussian model, in logs).
 """
 
 import math
@@ -10,67 +17,131 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
+import numpy.typing as npt
 
-# Standard errors from which on a difference is one: with the last pair, and the power by which they fall with the share
-# of pairs that were made (the boundary of Wang and Tsiatis, Biometrics 43, 1987, for 0.35). It is looked at after every
-# pair, and yet one comparison of equals in 20 at most makes a difference of them.
+FloatArray = npt.NDArray[np.float64]
+
+# Standard errors from which on a difference is one: with the last round, and the power by which they fall with the
+# share of rounds that were made (the boundary of Wang and Tsiatis, Biometrics 43, 1987, for 0.35). It is looked at
+# after every round, and yet one comparison of equals in 20 at most makes a difference of them.
 BOUND, POWER = 2.5, -0.15
-USUAL_PAIRS = 8  # pairs that `usual_sd` counts for, beside those that were seen
+# Of differences within a pair, as usual on a machine that others share, and how many pairs that counts for.
+CAPACITY_SD, EXCESS_SD, USUAL = 0.045, 0.15, 6
+ALIKE_SD, UNALIKE_SD = 0.1, 1.0  # of the difference of `log b` that is expected
+LAW_SD = 0.03  # what the law may be off by, of the ratio of peaks, where both sides do not follow it alike
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round showed of both sides.
+
+    Attributes:
+        capacity_rps: Throughputs of closed loops of both, in turn, shape `(c, 2)`.
+        excess_s: Of each side's window, how much the percentile of latency was above that of lone requests.
+    """
+
+    capacity_rps: tuple[tuple[float, float], ...]
+    excess_s: tuple[float, float]
 
 
 @dataclass(frozen=True)
 class PairedPeaks:
-    """What pairs of windows showed.
+    """What a comparison showed.
 
     Attributes:
-        logs: Logarithms of the peaks that each pair foretells, shape `(pairs, 2)`.
-        log_ratio: Of the first one's peak over the second one's, the mean.
-        sd: Of that.
+        log_ratio: Logarithm of the first one's peak over the second one's.
+        sd: Its standard deviation.
+        rounds: How many there were; 0 where the peaks were measured apart.
         p_better: Probability that the first one is the better one.
-        tie: The pairs were used up before a difference showed.
+        tie: The rounds were used up before a difference showed.
     """
 
-    logs: tuple[tuple[float, float], ...]
     log_ratio: float
     sd: float
+    rounds: int
     p_better: float
     tie: bool
 
 
 def in_turn(
-    peak_of: Callable[[int, int], float],
+    make_round: Callable[[int], Round | None],
     *,
-    usual_sd: float,
+    rates_rps: tuple[float, float],
+    alone_s: tuple[float, float],
+    slo_s: float,
+    alike: bool,
     ratio: float = 1.0,
-    least: int = 2,
-    most: int = 8,
-    going_on: Callable[[int], bool] = lambda pairs: True,
+    most: int = 6,
+    going_on: Callable[[int], bool] = lambda rounds: True,
 ) -> PairedPeaks | None:
-    """Compares two peaks by pairs of windows, each pair in the other order than the one before.
+    """Compares two peaks round by round.
 
     Args:
-        peak_of: Given the side (0 or 1) and the number of the pair, the peak that a window foretells; 0 if it cannot.
-        usual_sd: Of the difference of logarithms within a pair, as far as is known beforehand.
+        make_round: Makes the round of that number, from 0; None where a window cannot be read.
+        rates_rps: Of each side's windows.
+        alone_s: The percentile of latency without company.
+        slo_s: Bound of the latency.
+        alike: Both form batches by the same settings.
         ratio: The first one's peak over the second one's at which both are equally good.
-        least: Pairs, before anything is decided.
-        most: Pairs at most.
-        going_on: Asked after each pair, with their number, whether there is time for another one.
+        most: Rounds at most.
+        going_on: Asked after each round, with their number, whether there is time for another one.
 
     Returns:
-        None where a window cannot be read.
+        None where a window cannot be read, or a lone request is too late already.
     """
-    logs: list[tuple[float, float]] = []
+    rounds: list[Round] = []
     while True:
-        number = len(logs)
-        found = {side: peak_of(side, number) for side in ((0, 1) if number % 2 == 0 else (1, 0))}
-        if not all(found.values()):
+        made = make_round(len(rounds))
+        if made is None or slo_s <= max(alone_s):
             return None
-        logs.append((math.log(found[0]), math.log(found[1])))
-        mean, sd = _mean(logs, usual_sd)
+        rounds.append(made)
+        mean, sd = log_ratio(rounds, rates_rps=rates_rps, alone_s=alone_s, slo_s=slo_s, alike=alike)
         lead = (mean - math.log(ratio)) / sd
-        settled = len(logs) >= least and abs(lead) >= BOUND * (len(logs) / most) ** POWER
-        if settled or len(logs) >= most or not going_on(len(logs)):
-            return PairedPeaks(tuple(logs), mean, sd, NormalDist().cdf(lead), not settled)
+        settled = abs(lead) >= BOUND * (len(rounds) / most) ** POWER
+        if settled or len(rounds) >= most or not going_on(len(rounds)):
+            return PairedPeaks(mean, sd, len(rounds), NormalDist().cdf(lead), not settled)
+
+
+def log_ratio(
+    rounds: Sequence[Round],
+    *,
+    rates_rps: tuple[float, float],
+    alone_s: tuple[float, float],
+    slo_s: float,
+    alike: bool,
+) -> tuple[float, float]:
+    """Mean and standard deviation of the logarithm of the first one's peak over the second one's; see `in_turn`."""
+    capacity = np.log(np.concatenate([np.array(r.capacity_rps) for r in rounds]))  # (rounds * c, 2)
+    excess = np.log(np.array([r.excess_s for r in rounds]))  # (rounds, 2)
+    c, e = capacity.mean(0), excess.mean(0)
+    c_sd = _sd(capacity, CAPACITY_SD) / math.sqrt(2 * len(capacity))  # of one side
+    e_sd = _sd(excess, EXCESS_SD) / math.sqrt(2 * len(excess))
+    used = np.minimum(np.array(rates_rps) / np.exp(c), 0.98)
+    # Unknown are log C and log b of both, less where the means put them. An excess tells of b, and of C as well:
+    # excess = log b - log C + log(u / (1 - u)), whose slope in log C is -1 - 1 / (1 - u).
+    slope = -1.0 - 1.0 / (1.0 - used)
+    b = e + c - np.log(used / (1.0 - used))
+    rows = np.array(
+        [
+            [1 / c_sd, 0, 0, 0],
+            [0, 1 / c_sd, 0, 0],
+            [slope[0] / e_sd, 0, 1 / e_sd, 0],
+            [0, slope[1] / e_sd, 0, 1 / e_sd],
+        ]
+    )
+    prior_sd = ALIKE_SD if alike else UNALIKE_SD
+    prior = np.array([0, 0, 1 / prior_sd, -1 / prior_sd])
+    precision = rows.T @ rows + np.outer(prior, prior)
+    covariance = np.linalg.inv(precision)
+    moved = covariance @ prior * (-(b[0] - b[1]) / prior_sd)
+    c, b = c + moved[:2], b + moved[2:]
+    room = slo_s - np.array(alone_s)
+    stretch = room * np.exp(c - b)
+    share = stretch / (1.0 + stretch)  # the peak over the capacity
+    gradient = np.concatenate([2.0 - share, share - 1.0]) * np.array([1.0, -1.0, 1.0, -1.0])
+    peaks = c + np.log(share)
+    law_sd = 0.0 if alike else LAW_SD
+    return float(peaks[0] - peaks[1]), float(np.sqrt(gradient @ covariance @ gradient + law_sd**2))
 
 
 def unpaired(first_rps: float, second_rps: float, *, sd: float, ratio: float = 1.0) -> PairedPeaks:
@@ -85,12 +156,11 @@ def unpaired(first_rps: float, second_rps: float, *, sd: float, ratio: float = 1
     logs = [math.log(max(peak, 1e-9)) for peak in (first_rps, second_rps)]
     difference, sd = logs[0] - logs[1], math.sqrt(2.0) * sd
     lead = (difference - math.log(ratio)) / sd
-    return PairedPeaks((), difference, sd, NormalDist().cdf(lead), abs(lead) < BOUND)
+    return PairedPeaks(difference, sd, 0, NormalDist().cdf(lead), abs(lead) < BOUND)
 
 
-def _mean(logs: Sequence[tuple[float, float]], usual_sd: float) -> tuple[float, float]:
-    """Mean difference, and its standard deviation."""
-    differences = np.array([a - b for a, b in logs])
+def _sd(logs: FloatArray, usual: float) -> float:
+    """Of a difference within a pair, shape `(n, 2)`: as seen, and as usual."""
+    differences = logs[:, 0] - logs[:, 1]
     squares = float(((differences - differences.mean()) ** 2).sum())
-    variance = (USUAL_PAIRS * usual_sd**2 + squares) / (USUAL_PAIRS + len(differences) - 1)
-    return float(differences.mean()), math.sqrt(variance / len(differences))
+    return math.sqrt((USUAL * usual**2 + squares) / (USUAL + len(differences) - 1))

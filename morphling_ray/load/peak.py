@@ -5,18 +5,22 @@ the work where latencies do not behave as a queue's do. `closed_peak` is for loa
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from morphling_ray.measurement import Probe, Verdict
 
 ProbeAt = Callable[[float], Probe]
+FloatArray = npt.NDArray[np.float64]
 CAPACITY_ERROR = 0.08  # a capacity from a window of one second is off by that much at times
+LEAST_EXCESS = 1e-3  # of the SLO's latency, above that of lone requests
 LOWEST_SHARE, HIGHEST_SHARE = 0.2, 0.97  # of the capacity: between these a window tells where the peak is
 ONE_WINDOW_SD = 0.1
 MOST_PROBES = 10
+_NEAR, _ROUNDS = 0.1, 4  # a window whose rate was off by that share counts half; rounds until the mean stands
 NARROW = 0.4  # median latency over the tail's, below which a miss looks like a hiccup and not like a growing backlog
 
 
@@ -57,7 +61,7 @@ def read_off(probe: Probe, *, capacity_rps: float, alone_s: float, slo_s: float)
         0 where a request without company is too late already.
     """
     used = min(probe.rate_rps / capacity_rps, HIGHEST_SHARE)
-    k = max(probe.tail_s - alone_s, slo_s / 1000) * (1 - used) / used
+    k = max(probe.tail_s - alone_s, LEAST_EXCESS * slo_s) * (1 - used) / used
     ratio = (slo_s - alone_s) / k
     return capacity_rps * ratio / (1 + ratio) if ratio > 0 else 0.0
 
@@ -90,6 +94,7 @@ def pooled_peak(
         upper = capacity_rps * (1 + CAPACITY_ERROR)
         return PeakSearch(peak_rps=0.0, upper_rps=upper, rejected=True, driver_limited=False, probes=())
     probes: list[Probe] = []
+    rates: list[float] = []
     logs: list[float] = []
     rate = start_rps if needed_rps is None else needed_rps
     for _ in range(windows):
@@ -102,8 +107,10 @@ def pooled_peak(
         found = read_off(result, capacity_rps=capacity_rps, alone_s=alone_s, slo_s=slo_s)
         if result.verdict is Verdict.INVALID or result.errors or not result.tail_s or not found:
             return None
+        rates.append(math.log(result.rate_rps))
         logs.append(math.log(found))
-        rate, sd = math.exp(float(np.mean(logs))), _sd(logs)
+        pooled, sd = _pooled(np.array(rates), np.array(logs))
+        rate = math.exp(pooled)
         if needed_rps is not None and result.verdict is not Verdict.MET and rate * math.exp(2 * sd) < needed_rps:
             return PeakSearch(
                 peak_rps=0.0, upper_rps=needed_rps, rejected=True, driver_limited=False, probes=tuple(probes), sd=sd
@@ -120,9 +127,18 @@ def pooled_peak(
     )
 
 
-def _sd(logs: Sequence[float]) -> float:
-    """Of the mean; what one window foretells is not surer than the model behind it."""
-    return max(ONE_WINDOW_SD, float(np.std(logs, ddof=1)) if len(logs) > 2 else 0.0) / math.sqrt(len(logs))
+def _pooled(rates: FloatArray, logs: FloatArray) -> tuple[float, float]:
+    """Mean of what windows foretold, and its standard deviation; all in logs, shapes `(n,)`.
+
+    The law that a window is read by is rough, so the nearer its rate was to the peak the more it counts; and what one
+    window foretells is not surer than the law.
+    """
+    mean = float(logs.mean())
+    for _ in range(_ROUNDS):
+        weight = 1.0 / (1.0 + ((rates - mean) / _NEAR) ** 2)
+        mean = float(weight @ logs / weight.sum())
+    one_sd = max(ONE_WINDOW_SD, float(np.std(logs, ddof=1)) if len(logs) > 2 else 0.0)
+    return mean, one_sd * float(np.sqrt((weight**2).sum()) / weight.sum())
 
 
 def find_peak(

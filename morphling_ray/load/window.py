@@ -142,6 +142,27 @@ def tail_s(latency_s: FloatArray, percentile: float) -> float:
     return round(float(start - slope * math.log1p(-percentile / 100)), 6)
 
 
+def lone_tail_s(latency_s: Sequence[float], percentile: float) -> float:
+    """A high percentile of requests without company, from a few of them.
+
+    Above their median they are taken for exponential, which is right for service times that vary as such, and leads to
+    about the median where they hardly vary. The largest is left out, since a pause of the machine may have made it.
+
+    Args:
+        latency_s: In any order, at least one, in seconds.
+        percentile: Wanted.
+    """
+    ordered = np.sort(np.asarray(latency_s, float))
+    median = float(np.median(ordered))
+    upper = ordered[len(ordered) // 2 :]
+    if len(upper) < 4:
+        return median
+    n = len(upper)
+    without_largest = (n - (1.0 / np.arange(1, n + 1)).sum()) / (n - 1)  # mean of n exponentials, but for the largest
+    scale = max(0.0, float(upper[:-1].mean()) - median) / without_largest
+    return float(median + scale * (-math.log1p(-percentile / 100) - math.log(2.0)))
+
+
 def _percentiles(values: FloatArray, percentiles: Sequence[float]) -> list[float]:
     """Nearest-rank percentiles, rounded to microseconds; 0 of nothing."""
     if not len(values):

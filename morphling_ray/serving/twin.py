@@ -28,7 +28,7 @@ _PAUSE = 1.25  # times as long as usual: something stood still
 
 _RATIOS = np.geomspace(0.1, 1.06, 16)  # rates over the capacity, of the first look
 _NEAR = np.linspace(0.88, 1.14, 9)  # and of the second, over the peak that the first one found
-_FIRST, _SECOND = (2, 800), (6, 1500)  # schedules, and requests in each
+_FIRST, _SECOND = 800, (2, 6000)  # requests of the first look; schedules and requests of the second
 
 
 def sweep_sizes(largest: int) -> tuple[int, ...]:
@@ -195,6 +195,7 @@ def predicted_peaks(
     overhead_s: float = 0.0,
     replicas: int = 1,
     seed: int = 0,
+    schedules: FloatArray | None = None,
 ) -> FloatArray:
     """The highest Poisson rate at which each setting meets the SLO, shape `(S,)`; 0 where none of them does.
 
@@ -205,27 +206,31 @@ def predicted_peaks(
         percentile: Of latencies that must keep it.
         overhead_s: What a request takes besides waiting for its batch and being computed.
         replicas: That share the requests evenly.
-        seed: Of the schedules.
+        seed: Of the schedules, and of where in the strays each begins.
+        schedules: Arrivals at a mean rate of one a second, ascending, shape `(K, N)`, N being thousands: near its
+            capacity a replica takes that long to be as busy as it gets. Drawn if None.
     """
+    if schedules is None:
+        schedules = np.cumsum(np.random.default_rng(seed).exponential(size=_SECOND), axis=1)
+        schedules = schedules * (_SECOND[1] / schedules[:, -1:])  # each has its mean rate exactly
+    unit = schedules
     largest = max(b for b, _ in settings)
     seconds = times.of(largest)
     capacity = np.array([b / seconds[b] for b, _ in settings])
     allowed = 1.0 - percentile / 100.0
 
-    def late(rates: FloatArray, schedules: int, requests: int, seed: int) -> FloatArray:
-        """Late share at rates `(S, K)`, pooled over schedules that all of them share."""
-        gaps = np.random.default_rng(seed).exponential(size=(schedules, requests))
-        unit = np.cumsum(gaps, axis=1) * (requests / gaps.sum(1, keepdims=True))  # each has its mean rate exactly
-        s, k = rates.shape
-        arrivals = (unit[None, None] / rates[:, :, None, None]).reshape(-1, requests)
-        each = [setting for setting in settings for _ in range(k * schedules)]
+    def late(rates: FloatArray, unit: FloatArray) -> FloatArray:
+        """Late share at rates `(S, R)`, pooled over schedules that all of them share."""
+        s, r = rates.shape
+        arrivals = (unit[None, None] / rates[:, :, None, None]).reshape(-1, unit.shape[1])
+        each = [setting for setting in settings for _ in range(r * len(unit))]
         latency = simulate(arrivals, seconds, each, times.strays, seed)
-        return np.asarray((latency > slo_s - overhead_s).reshape(s, k, -1).mean(2))
+        return np.asarray((latency > slo_s - overhead_s).reshape(s, r, -1).mean(2))
 
     rates = capacity[:, None] * _RATIOS
-    rough = _highest_passing(rates, late(rates, *_FIRST, seed), allowed)
+    rough = _highest_passing(rates, late(rates, unit[:, :_FIRST]), allowed)
     rates = np.where(rough > 0, rough, capacity * _RATIOS[0])[:, None] * _NEAR
-    found = _highest_passing(rates, late(rates, *_SECOND, seed + 1), allowed)
+    found = _highest_passing(rates, late(rates, unit), allowed)
     return np.asarray(np.where(found > 0, found, np.where(rough > 0, rates[:, 0], 0.0)) * replicas)
 
 
