@@ -112,7 +112,7 @@ def test_a_comparison_is_one_trial_to_tune_and_two_to_everybody_else() -> None:
 def test_a_comparison_that_died_leaves_two_infeasible_trials() -> None:
     """Fails if the side that was not Tune's own is waited for in vain."""
     told: list[Measurement] = []
-    search, config = beginning_of_a_comparison(on_trial=lambda number, measurement, objective: told.append(measurement))
+    search, _ = beginning_of_a_comparison(on_trial=lambda number, measurement, objective: told.append(measurement))
     search.on_trial_complete("last", None, error=True)
     assert ["error" in m.infeasible_because for m in told[-2:]] == [True, True]
     assert search.session.finished
