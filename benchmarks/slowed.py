@@ -41,5 +41,5 @@ space = {
     "max_batch_size": [8],
     "batch_wait_timeout_ms": [5],
     "precision": ["float32"],
-    "slower": [0.0, 0.075, 0.15],
+    "slower": [0.0, 0.1, 0.2],
 }

@@ -224,8 +224,7 @@ def test_finalists_of_two_deployments_are_compared(
     from ray import serve
 
     _, evaluator = served
-    evaluator.measure(one, exact=True)
-    first, second = evaluator.compare(one, other, ratio=1.0)
+    first, second = evaluator.compare(one, other)
     for measurement in (first, second):
         assert measurement.feasible, measurement.infeasible_because
         assert measurement.comparison is not None
@@ -235,10 +234,6 @@ def test_finalists_of_two_deployments_are_compared(
     assert first.comparison.won != second.comparison.won
     applications = set(serve.status().applications)
     assert not any(name.endswith("rival") for name in applications), applications
-    if "both" in note:
-        cheaper = evaluator.duel(one, other, ratio=0.5).compare()  # half the peak is enough for the first one
-        assert not cheaper.tie
-        assert cheaper.p_better > 0.95
 
 
 @pytest.mark.parametrize("work", ["", "__import__('time').sleep(0.008); "])

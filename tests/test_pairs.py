@@ -47,7 +47,8 @@ class Servers:
         loops = self.capacity * np.exp(drift + CAPACITY_SD * normal[:2])
         used = self.rates / self.capacity
         excess = self._burstiness / self.capacity * used / (1 - used) * np.exp(0.8 * EXCESS_SD * normal[2])
-        return Round(tuple((float(a), float(b)) for a, b in loops), (float(excess[0]), float(excess[1])))
+        window = (float(excess[0]), float(excess[1])) if number % 2 == 0 else None
+        return Round(tuple((float(a), float(b)) for a, b in loops), window)
 
     def compared(self, *, alike: bool = True, ratio: float = 1.0) -> PairedPeaks:
         """The comparison of both."""

@@ -123,7 +123,7 @@ def test_the_result_is_a_record() -> None:
 ALONE_S = 0.01 * math.log(100)  # 99 % of requests without company take less, at 10 ms of exponential service
 
 
-def queue(service_s: float, *, stray: float = 0.0) -> tuple[Callable[[float], Probe], list[float]]:
+def queue(service_s: float, *, stray: float = 0.0) -> tuple[Callable[[float, bool], Probe], list[float]]:
     """Probes of an M/M/1 queue: at rate r the time in it is exponential with mean 1 / (1 / service_s - r)."""
     plain, asked = server(lambda rate: Verdict.MET if tail(rate) <= 0.1 else Verdict.MISSED)
     signs = iter([1, -1] * 50)
@@ -131,7 +131,7 @@ def queue(service_s: float, *, stray: float = 0.0) -> tuple[Callable[[float], Pr
     def tail(rate: float) -> float:
         return math.log(100) / (1 / service_s - rate) if rate < 1 / service_s else 10.0
 
-    def probe(rate_rps: float) -> Probe:
+    def probe(rate_rps: float, whole: bool) -> Probe:
         return replace(plain(rate_rps), tail_s=tail(rate_rps) * math.exp(next(signs) * stray))
 
     return probe, asked
@@ -147,6 +147,20 @@ def test_the_peak_is_read_off_windows_beside_it(start: float) -> None:
     assert len(asked) == 3
     assert asked[1] == pytest.approx(53.95, rel=0.01)
     assert found.peak_rps < found.upper_rps < 1.1 * found.peak_rps
+
+
+@pytest.mark.parametrize(("needed", "whole"), [(None, [True] * 3), (40.0, [False, True, True])])
+def test_only_the_window_that_may_reject_ends_early(needed: float | None, whole: list[bool]) -> None:
+    """Fails if windows that are read end as soon as they are lost, which those with bursts at their beginning are."""
+    plain, _ = queue(0.01)
+    seen: list[bool] = []
+
+    def probe(rate_rps: float, to_its_end: bool) -> Probe:
+        seen.append(to_its_end)
+        return plain(rate_rps, to_its_end)
+
+    pooled_peak(probe, capacity_rps=100.0, alone_s=ALONE_S, slo_s=0.1, start_rps=50.0, needed_rps=needed)
+    assert seen == whole
 
 
 def test_windows_that_disagree_make_it_less_sure() -> None:
@@ -180,8 +194,8 @@ def test_windows_that_cannot_be_read_are_left_to_the_search_by_verdicts(how: dic
     """Fails if failed requests, too few of them or a late driver are taken for a queue."""
     plain, _ = queue(0.01)
 
-    def probe(rate_rps: float) -> Probe:
-        return replace(plain(rate_rps), **how)  # type: ignore[arg-type]
+    def probe(rate_rps: float, whole: bool) -> Probe:
+        return replace(plain(rate_rps, whole), **how)  # type: ignore[arg-type]
 
     assert pooled_peak(probe, capacity_rps=100.0, alone_s=ALONE_S, slo_s=0.1, start_rps=50.0) is None
 

@@ -8,7 +8,6 @@ The peaks that are reported rest on the winner's long windows; the other's follo
 """
 
 import math
-import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,9 +24,10 @@ from morphling_ray.objective import Slo
 from morphling_ray.serving.deployment import DeploymentFailed
 
 WINDOW_S, REQUESTS = 0.6, 60  # at least
-CAPACITY_S, ANSWERS = 0.25, 20  # at least
+CAPACITY_S, ANSWERS = 0.3, 20  # at least
 LONGEST_S = 3.0  # of either, whatever they would need
-MOST_ROUNDS = 6
+MOST_ROUNDS = 8
+WINDOWS_EVERY = 2  # rounds, of those who batch alike: their capacities tell more
 RATE_GAIN = (
     0.3  # how far a rate follows an excess, in logs: the excess grows faster than the rate, by the law and in fact
 )
@@ -171,24 +171,26 @@ class Duel:
             rates = [share * c for c in capacity]
         for side, rate, c in zip(sides, rates, capacity):
             side.rate_rps = min(max(rate, LOWEST_SHARE * c), HIGHEST_SHARE * c)
-        excess = [self._excess(side, number=MOST_ROUNDS) for side in sides]
-        if not all(excess):
-            return False
-        follow = [RATE_GAIN * math.log((self._slo.latency_s - s.alone_s) / e) for s, e in zip(sides, excess)]
         if self._alike:
-            follow = [statistics.fmean(follow)] * 2
-        for side, log_step, c in zip(sides, follow, capacity):
-            side.rate_rps = min(side.rate_rps * math.exp(log_step), HIGHEST_SHARE * c)
+            return True
+        for side, c in zip(sides, capacity):  # nothing makes an error of one rate up for that of the other
+            if not (excess := self._excess(side, number=MOST_ROUNDS)):
+                return False
+            follow = ((self._slo.latency_s - side.alone_s) / excess) ** RATE_GAIN
+            side.rate_rps = min(side.rate_rps * follow, HIGHEST_SHARE * c)
         return True
 
     def _round(self, sides: tuple[Side, Side], number: int) -> Round | None:
-        """Closed loops A B B A and a window of each, or the other way round; None where one cannot be read."""
+        """Closed loops A B B A, mostly a window of each, or all the other way round; None if one cannot be read."""
         order = (0, 1) if number % 2 == 0 else (1, 0)
         capacity = [{i: self._capacity(sides[i]) for i in turn} for turn in (order, order[::-1])]
-        excess = {i: self._excess(sides[i], number) for i in order}
-        if not all(excess.values()) or not all(all(c.values()) for c in capacity):
+        if not all(all(c.values()) for c in capacity):
             return None
-        return Round(tuple((c[0], c[1]) for c in capacity), (excess[0], excess[1]))
+        loops = tuple((c[0], c[1]) for c in capacity)
+        if self._alike and number % WINDOWS_EVERY:
+            return Round(loops, None)
+        excess = {i: self._excess(sides[i], number) for i in order}
+        return Round(loops, (excess[0], excess[1])) if all(excess.values()) else None
 
     def _capacity(self, side: Side) -> float:
         """Throughput of a short closed loop; 0 where requests fail."""
@@ -196,7 +198,6 @@ class Duel:
         with side.attempt.watch.stage("probing"):
             window_s = min(LONGEST_S, max(CAPACITY_S, ANSWERS / side.rate_rps))
             found = side.stand.crew.saturate(in_flight=side.in_flight, window_s=window_s)
-            side.stand.settle()
         side.attempt.probes.append(found)
         return 0.0 if self._plain.failing(found) else found.achieved_rps
 

@@ -91,7 +91,7 @@ class PlainProbes:
         search = None
         if alone:
             search = pooled_peak(
-                lambda rate: self.probe(attempt, rate),
+                lambda rate, whole: self.probe(attempt, rate, whole=whole),
                 capacity_rps=capacity_rps,
                 alone_s=lone_tail_s(alone, self._slo.percentile),
                 slo_s=self._slo.latency_s,
@@ -125,8 +125,8 @@ class PlainProbes:
         start = max(1, round(capacity_rps * self._slo.latency_s / 2))
         return closed_peak(probe, start=start, capacity_rps=capacity_rps, needed_rps=attempt.needed_rps)
 
-    def probe(self, attempt: Attempt, rate_rps: float, *, windows: int = 1) -> Probe:
-        """One window of an attempt, on a schedule of its own; see `LoadDriver.probe` for `windows`."""
+    def probe(self, attempt: Attempt, rate_rps: float, *, windows: int = 1, whole: bool = False) -> Probe:
+        """One window of an attempt, on a schedule of its own; see `LoadDriver.probe`."""
         attempt.watch.say(f"probing at {rate_rps:.0f} RPS" if rate_rps >= 10 else f"probing at {rate_rps:.2g} RPS")
         shortest, longest = CONFIRM_WINDOW_S if attempt.confirm else SEARCH_WINDOW_S
         watched = self._twin if not attempt.confirm else None
@@ -139,6 +139,7 @@ class PlainProbes:
             settle_after_s=None if attempt.confirm else SETTLE_AFTER_S,
             representative=True,
             windows=windows,
+            whole=whole,
         )
         attempt.probes.append(probe)
         if watched is not None:

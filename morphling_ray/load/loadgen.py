@@ -26,7 +26,7 @@ from morphling_ray.objective import Slo
 from morphling_ray.serving.application import python_path
 
 RUNS = 6
-RUN_S = 8.0
+RUN_S = 10.0
 STEP = 0.1  # from one rate to the next, until the SLO is met at one and missed at another
 NEAREST = 4  # runs that the answer is read off
 

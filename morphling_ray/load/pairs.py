@@ -1,8 +1,8 @@
 """Which of two configurations has the higher peak: short windows of both in turn, until it shows.
 
 Whatever the machine does for a second or longer, it does to both sides of a round, so that differences within rounds
-tell more than two separate peaks do. A round has closed loops, for the capacities C, and a window of Poisson arrivals
-each, at the same share u of its capacity, for the burstiness b: the SLO's percentile of latency is about
+tell more than two separate peaks do. A round has closed loops, for the capacities C, and may have a window of Poisson
+arrivals each, at a share u of its capacity, for the burstiness b: the SLO's percentile of latency is about
 
     alone + b / C * u / (1 - u)        (see `peak.read_off`)
 
@@ -27,7 +27,7 @@ FloatArray = npt.NDArray[np.float64]
 BOUND, POWER = 2.5, -0.15
 # Of differences within a pair, as usual on a machine that others share, and how many pairs that counts for.
 CAPACITY_SD, EXCESS_SD, USUAL = 0.045, 0.15, 6
-ALIKE_SD, UNALIKE_SD = 0.1, 1.0  # of the difference of `log b` that is expected
+ALIKE_SD, UNALIKE_SD = 0.05, 1.0  # of the difference of `log b` that is expected
 LAW_SD = 0.03  # what the law may be off by, of the ratio of peaks, where both sides do not follow it alike
 
 
@@ -37,11 +37,12 @@ class Round:
 
     Attributes:
         capacity_rps: Throughputs of closed loops of both, in turn, shape `(c, 2)`.
-        excess_s: Of each side's window, how much the percentile of latency was above that of lone requests.
+        excess_s: Of each side's window, how much the percentile of latency was above that of lone requests; None where
+            there was no window (the first round has one).
     """
 
     capacity_rps: tuple[tuple[float, float], ...]
-    excess_s: tuple[float, float]
+    excess_s: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def in_turn(
     slo_s: float,
     alike: bool,
     ratio: float = 1.0,
-    most: int = 6,
+    most: int = 8,
     going_on: Callable[[int], bool] = lambda rounds: True,
 ) -> PairedPeaks | None:
     """Compares two peaks round by round.
@@ -112,7 +113,7 @@ def log_ratio(
 ) -> tuple[float, float]:
     """Mean and standard deviation of the logarithm of the first one's peak over the second one's; see `in_turn`."""
     capacity = np.log(np.concatenate([np.array(r.capacity_rps) for r in rounds]))  # (rounds * c, 2)
-    excess = np.log(np.array([r.excess_s for r in rounds]))  # (rounds, 2)
+    excess = np.log(np.array([r.excess_s for r in rounds if r.excess_s is not None]))  # (windows, 2)
     c, e = capacity.mean(0), excess.mean(0)
     c_sd = _sd(capacity, CAPACITY_SD) / math.sqrt(2 * len(capacity))  # of one side
     e_sd = _sd(excess, EXCESS_SD) / math.sqrt(2 * len(excess))

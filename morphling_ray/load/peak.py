@@ -67,7 +67,7 @@ def read_off(probe: Probe, *, capacity_rps: float, alone_s: float, slo_s: float)
 
 
 def pooled_peak(
-    probe: ProbeAt,
+    probe: Callable[[float, bool], Probe],
     *,
     capacity_rps: float,
     alone_s: float,
@@ -79,7 +79,8 @@ def pooled_peak(
     """The peak as a few windows around it foretell it together.
 
     Args:
-        probe: Measures one window at a rate.
+        probe: Measures one window at a rate; to its end where the second argument says so: those that end as soon as
+            they are lost are the ones with bursts at their beginning.
         capacity_rps: Throughput under a closed loop.
         alone_s: Latency of a request without company.
         slo_s: Bound of the latency.
@@ -99,10 +100,11 @@ def pooled_peak(
     rate = start_rps if needed_rps is None else needed_rps
     for _ in range(windows):
         rate = min(max(rate, LOWEST_SHARE * capacity_rps), HIGHEST_SHARE * capacity_rps)
-        result = probe(rate)
+        whole = needed_rps is None or bool(probes)
+        result = probe(rate, whole)
         probes.append(result)
         if result.verdict is Verdict.INVALID:
-            result = probe(rate)
+            result = probe(rate, whole)
             probes.append(result)
         found = read_off(result, capacity_rps=capacity_rps, alone_s=alone_s, slo_s=slo_s)
         if result.verdict is Verdict.INVALID or result.errors or not result.tail_s or not found:
