@@ -103,12 +103,9 @@ class Duel:
             self._note("compared in turn on the same replicas")
             yield Side(first, self._stand), Side(second, self._stand)
             return
-        with first.watch.stage("deploying"):
-            try:
-                self._stand.bring_up(first.configuration)
-            except DeploymentFailed:  # which is found once more, and reported, when it is measured by itself
-                yield None
-                return
+        if not self._is_up(first):  # which is found once more, and reported, when it is measured by itself
+            yield None
+            return
         with self._stand.beside(second.configuration) as beside:
             if beside is None:
                 self._note("measured one after the other: there is no room for both")
@@ -116,6 +113,15 @@ class Duel:
             else:
                 self._note("compared in turn, both being up all the time")
                 yield Side(first, self._stand), Side(second, beside)
+
+    def _is_up(self, attempt: Attempt) -> bool:
+        """Brings a configuration up, if it comes up."""
+        with attempt.watch.stage("deploying"):
+            try:
+                self._stand.bring_up(attempt.configuration)
+            except DeploymentFailed:
+                return False
+        return True
 
     def _note(self, text: str) -> None:
         for attempt in self._attempts:
