@@ -132,11 +132,13 @@ class Duel:
         try:
             if not all(self._ready(side) for side in sides) or not self._find_rates(sides):
                 return None
-            began = time.monotonic()
+            ends, longest_s = [time.monotonic()], 0.0
 
             def going_on(rounds: int) -> bool:
-                self.seconds = time.monotonic() - began
-                return within_s is None or self.seconds * (1 + 1 / rounds) <= within_s
+                nonlocal longest_s
+                ends.append(time.monotonic())
+                self.seconds, longest_s = ends[-1] - ends[0], max(longest_s, ends[-1] - ends[-2])
+                return within_s is None or self.seconds + longest_s <= within_s
 
             found = in_turn(
                 lambda number: self._round(sides, number),

@@ -99,7 +99,7 @@ def in_turn(
         mean, sd = log_ratio(rounds, rates_rps=rates_rps, alone_s=alone_s, slo_s=slo_s, alike=alike)
         lead = (mean - math.log(ratio)) / sd
         settled = abs(lead) >= BOUND * (len(rounds) / most) ** POWER
-        if settled or len(rounds) >= most or not going_on(len(rounds)):
+        if not going_on(len(rounds)) or settled or len(rounds) >= most:
             return PairedPeaks(mean, sd, len(rounds), NormalDist().cdf(lead), not settled)
 
 
