@@ -28,6 +28,7 @@ CAPACITY_S, ANSWERS = 0.3, 20  # at least
 LONGEST_S = 3.0  # of either, whatever they would need
 MOST_ROUNDS = 8
 WINDOWS_EVERY = 2  # rounds, of those who batch alike: their capacities tell more
+APART_SD = 0.07  # of the logarithm of a peak that was measured long (benchmarks/peak.py)
 RATE_GAIN = (
     0.3  # how far a rate follows an excess, in logs: the excess grows faster than the rate, by the law and in fact
 )
@@ -106,7 +107,10 @@ class Duel:
         if not self._is_up(first):  # which is found once more, and reported, when it is measured by itself
             yield None
             return
+        second.watch.say("deploying a rival beside it")
+        began = time.monotonic()
         with self._stand.beside(second.configuration) as beside:
+            second.watch.add("deploying", time.monotonic() - began)
             if beside is None:
                 self._note("measured one after the other: there is no room for both")
                 yield None
@@ -237,7 +241,7 @@ class Duel:
         peaks = [m.metrics.get("peak_rps", 0.0) if m.feasible else 0.0 for m in (one, other)]
         if not any(peaks):
             return one, other
-        found = unpaired(*peaks, sd=CONFIRM_NOISE_SD, ratio=self._ratio)
+        found = unpaired(*peaks, sd=APART_SD, ratio=self._ratio)
         return compared(one, other, found, first_won=found.tie or found.p_better > 0.5)
 
     def _alone(self, side: Side) -> Measurement:

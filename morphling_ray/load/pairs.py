@@ -25,6 +25,7 @@ FloatArray = npt.NDArray[np.float64]
 # share of rounds that were made (the boundary of Wang and Tsiatis, Biometrics 43, 1987, for 0.35). It is looked at
 # after every round, and yet one comparison of equals in 20 at most makes a difference of them.
 BOUND, POWER = 2.5, -0.15
+ONE_LOOK = 1.96  # the same where there is one look
 # Of differences within a pair, as usual on a machine that others share, and how many pairs that counts for.
 CAPACITY_SD, EXCESS_SD, USUAL = 0.045, 0.15, 6
 ALIKE_SD, UNALIKE_SD = 0.05, 1.0  # of the difference of `log b` that is expected
@@ -157,7 +158,7 @@ def unpaired(first_rps: float, second_rps: float, *, sd: float, ratio: float = 1
     logs = [math.log(max(peak, 1e-9)) for peak in (first_rps, second_rps)]
     difference, sd = logs[0] - logs[1], math.sqrt(2.0) * sd
     lead = (difference - math.log(ratio)) / sd
-    return PairedPeaks(difference, sd, 0, NormalDist().cdf(lead), abs(lead) < BOUND)
+    return PairedPeaks(difference, sd, 0, NormalDist().cdf(lead), abs(lead) < ONE_LOOK)
 
 
 def _sd(logs: FloatArray, usual: float) -> float:

@@ -243,6 +243,8 @@ class SearchSession:
         found = self._sampler.recommend([earned.configuration] if earned is not None else None)
         if found is None:
             return None
+        if earned is not None and found.configuration != earned.configuration:  # it has failed since
+            earned = None
         if earned is None:  # the cheapest of those that seem as good, where the objective leaves the cost to others
             equal = [r for r in found.tied if math.isclose(self._even(found.configuration, r.configuration), 1.0)]
             cheapest = min((found, *equal), key=lambda r: self._cost(r.configuration) or 0.0)
