@@ -201,7 +201,7 @@ def test_finalists_of_one_deployment_are_compared_on_the_same_replicas(served: t
     assert won.details["replicas"] == lost.details["replicas"]
     assert any("on the same replicas" in note for note in won.notes)
     assert sum(p.kind == "open" for p in lost.probes) == won.comparison.rounds + 1  # one to find the rate
-    assert sum(p.window_s > 2 for p in won.probes) >= 4  # the winner is measured long
+    assert sum(p.window_s > 2 for p in won.probes) >= 3  # the winner is measured long
 
 
 @pytest.mark.parametrize(

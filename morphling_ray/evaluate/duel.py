@@ -26,7 +26,7 @@ from morphling_ray.serving.deployment import DeploymentFailed
 WINDOW_S, REQUESTS = 0.6, 60  # at least
 CAPACITY_S, ANSWERS = 0.3, 20  # at least
 LONGEST_S = 3.0  # of either, whatever they would need
-MOST_ROUNDS = 8
+MOST_ROUNDS, UNALIKE_ROUNDS = 8, 4  # the law is too rough for more where it does not hold for both alike
 WINDOWS_EVERY = 2  # rounds, of those who batch alike: their capacities tell more
 APART_SD = 0.07  # of the logarithm of a peak that was measured long (benchmarks/peak.py)
 RATE_GAIN = (
@@ -73,7 +73,7 @@ class Duel:
         """The comparison alone, without the winner's long windows.
 
         Args:
-            within_s: Seconds of rounds after which it ends undecided; None: only `MOST_ROUNDS` ends it.
+            within_s: Seconds of rounds after which it ends undecided; None: only the number of rounds ends it.
         """
         with self._sides() as sides:
             return self._rounds(sides, within_s=within_s) if sides is not None else None
@@ -151,7 +151,7 @@ class Duel:
                 slo_s=self._slo.latency_s,
                 alike=self._alike,
                 ratio=self._ratio,
-                most=MOST_ROUNDS,
+                most=MOST_ROUNDS if self._alike else UNALIKE_ROUNDS,
                 going_on=going_on,
             )
             return found if all(side.stand.intact() for side in sides) else None

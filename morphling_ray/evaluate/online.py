@@ -196,17 +196,20 @@ class OnlineEvaluator:
         # A forecast that falls short is checked where it would have to be wrong, any other one a little below.
         beaten = peak_rps * math.exp(2 * FORECAST_SD) < (attempt.needed_rps or 0.0)
         rate = attempt.needed_rps if beaten and attempt.needed_rps else BELOW_FORECAST * peak_rps or warm_rps / 8
+        search = None
         with watch.stage("probing"):
-            if (verdict := plain.probe(attempt, rate, windows=GROWS).verdict) is not Verdict.MET:
-                verdict = plain.probe(attempt, rate).verdict  # one pause of the machine can spoil a window
+            windows = GROWS if beaten else 1  # only of the one that rejects it does the verdict decide
+            if (verdict := plain.probe(attempt, rate, windows=windows).verdict) is not Verdict.MET:
+                verdict = plain.probe(attempt, rate, windows=windows).verdict  # a pause can spoil a window
             if verdict is Verdict.INVALID or (verdict is Verdict.MET) == (beaten or peak_rps == 0.0):
                 search = plain.find_peak(attempt, twin.capacity_rps(attempt.configuration))
-                found = search.peak_rps or search.upper_rps
-                attempt.notes.append(f"the batching twin foresaw {peak_rps:.3g} RPS, plain probes found {found:.3g}")
-                if peak_rps == 0.0 or not (search.peak_rps or search.rejected):
-                    return plain.found(attempt, search)
-                twin.compared(peak_rps, found)
-                return plain.found(attempt, search, **told(found / peak_rps))
+        if search is not None:
+            found = search.peak_rps or search.upper_rps
+            attempt.notes.append(f"the batching twin foresaw {peak_rps:.3g} RPS, plain probes found {found:.3g}")
+            if peak_rps == 0.0 or not (search.peak_rps or search.rejected):
+                return plain.found(attempt, search)
+            twin.compared(peak_rps, found)
+            return plain.found(attempt, search, **told(found / peak_rps))
         if peak_rps == 0.0:
             return plain.hopeless(attempt, rate, **told(1.0))
         if beaten:

@@ -21,7 +21,7 @@ ALONE = 16  # requests without company, which tell what is left of the SLO for w
 PROBE_REQUESTS = 300  # a window is long enough for that many, within the bounds below
 SEARCH_WINDOW_S = (1.0, 2.0)
 CONFIRM_WINDOW_S = (2.5, 4.0)
-SEARCH_WINDOWS, CONFIRM_WINDOWS = 3, 4
+WINDOWS = 3  # that a peak is read off
 GROWS = 2  # times as long as usual: a window whose verdict counts, as long as that is not settled
 SETTLE_AFTER_S = 0.3  # from then on a settled verdict ends a window of the search
 FIRST_RATIO = 0.75  # peak over capacity, before any was measured
@@ -97,7 +97,7 @@ class PlainProbes:
                 slo_s=self._slo.latency_s,
                 start_rps=start_rps,
                 needed_rps=attempt.needed_rps,
-                windows=CONFIRM_WINDOWS if attempt.confirm else SEARCH_WINDOWS,
+                windows=WINDOWS,
             )
         if search is None:
             search = find_peak(
