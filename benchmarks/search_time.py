@@ -71,6 +71,7 @@ class FullSearches:
         rival: Configuration,
         *,
         ratio: float = 1.0,
+        cheaper: bool = False,
         progress: Progress | None = None,
     ) -> tuple[Measurement, Measurement]:
         """One after the other: see `Evaluator`."""
@@ -121,7 +122,7 @@ def search(plan: Plan, evaluator: Any, seed: int) -> dict[str, Any]:
     spent: defaultdict[str, float] = defaultdict(float)
     while (ask := session.next()) is not None:
         if ask.rival is not None:
-            both = evaluator.compare(ask.configuration, ask.rival.configuration, ratio=ask.ratio)
+            both = evaluator.compare(ask.configuration, ask.rival.configuration, ratio=ask.ratio, cheaper=ask.cheaper)
             told = list(zip((ask.number, ask.rival.number), both))
         else:
             confirm = ask.stage == "confirm"

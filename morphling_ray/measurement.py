@@ -59,7 +59,7 @@ class Comparison:
         rounds: In which they were loaded in turn; 0: they were measured one after the other.
         p_better: Probability that it is the better one, by the objective.
         tie: Nothing more than chance could be made out.
-        won: It is the better one, or that of a tie which was to be preferred.
+        won: It is the better one, or the cheaper one of a tie, or the one of a tie that seems better.
     """
 
     rival: Configuration

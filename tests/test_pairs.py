@@ -148,6 +148,18 @@ def test_it_ends_when_the_time_is_over() -> None:
     assert (found.rounds, found.tie) == (2, True)
 
 
+def test_the_cheaper_one_of_a_tie_is_taken_and_the_likelier_one_of_equals() -> None:
+    """Fails if a tie is decided by the order, or a clear winner by its cost."""
+
+    def found(p_better: float, tie: bool) -> PairedPeaks:
+        return PairedPeaks(0.0, 0.1, 3, p_better, tie)
+
+    assert found(0.2, True).first_wins(cheaper=True)
+    assert not found(0.2, True).first_wins(cheaper=False)
+    assert found(0.8, True).first_wins(cheaper=False)
+    assert not found(0.01, False).first_wins(cheaper=True)
+
+
 def test_peaks_that_were_measured_apart_need_a_larger_difference() -> None:
     """Fails if one that has no peak wins, or noise is taken for a difference."""
     assert unpaired(110.0, 100.0, sd=0.09).tie

@@ -45,14 +45,16 @@ class Evaluator(Protocol):
         rival: Configuration,
         *,
         ratio: float = 1.0,
+        cheaper: bool = False,
         progress: Progress | None = None,
     ) -> tuple[Measurement, Measurement]:
         """Measures two finalists in turn, until one of them is the better one or they are a tie.
 
         Args:
-            configuration: One of them; in a tie it is the one to be preferred.
+            configuration: One of them.
             rival: The other.
             ratio: Its peak over the rival's at which both are equally good.
+            cheaper: It costs less, and so wins a tie; else the one that seems better does.
             progress: Told what is being done.
 
         Returns:

@@ -49,22 +49,32 @@ class Duel:
     """One comparison.
 
     Args:
-        first: To be preferred in a tie.
+        first: One of them.
         second: The other.
         stand: Where the application is up already.
         plain: Measures the winner.
         slo: Bounds.
         ratio: The first one's peak over the second one's at which both are equally good.
+        cheaper: The first one costs less, and so wins a tie.
     """
 
     def __init__(
-        self, first: Attempt, second: Attempt, *, stand: Stand, plain: PlainProbes, slo: Slo, ratio: float
+        self,
+        first: Attempt,
+        second: Attempt,
+        *,
+        stand: Stand,
+        plain: PlainProbes,
+        slo: Slo,
+        ratio: float,
+        cheaper: bool,
     ) -> None:
         self._attempts = first, second
         self._stand = stand
         self._plain = plain
         self._slo = slo
         self._ratio = ratio
+        self._cheaper = cheaper
         self._alike = stand.batches_alike(first.configuration, second.configuration)
         self.seconds = 0.0
         """Of the rounds of `compare`."""
@@ -84,7 +94,7 @@ class Duel:
             return self._apart()
         with self._sides() as sides:
             found = self._rounds(sides) if sides is not None else None
-            won = 0 if found is None or found.tie or found.p_better > 0.5 else 1
+            won = 0 if found is None or found.first_wins(self._cheaper) else 1
             measured = self._alone(sides[won]) if sides is not None and found is not None else None
         if found is None or measured is None or not measured.feasible:
             return self._apart()
@@ -242,7 +252,7 @@ class Duel:
         if not any(peaks):
             return one, other
         found = unpaired(*peaks, sd=APART_SD, ratio=self._ratio)
-        return compared(one, other, found, first_won=found.tie or found.p_better > 0.5)
+        return compared(one, other, found, first_won=found.first_wins(self._cheaper))
 
     def _alone(self, side: Side) -> Measurement:
         """The peak of one of them, long and by plain probes."""

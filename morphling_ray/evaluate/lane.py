@@ -34,7 +34,7 @@ class Lane:
 
         Args:
             ask: `number`, `configuration`, `stage` (`search` or `confirm`), `needed` and `exact`; for a comparison also
-                `rival`, which is such a dict, and `ratio`.
+                `rival`, which is such a dict, `ratio` and `cheaper`.
 
         Returns:
             `measurement` as JSON text, and that of the `rival`. An error of our own is a reason too: a trial never
@@ -49,7 +49,7 @@ class Lane:
         try:
             if rival is not None:
                 sides = (ask["configuration"], rival["configuration"])
-                measured = evaluator.compare(*sides, ratio=ask["ratio"], progress=say)
+                measured = evaluator.compare(*sides, ratio=ask["ratio"], cheaper=ask["cheaper"], progress=say)
             else:
                 measured = (
                     evaluator.measure(

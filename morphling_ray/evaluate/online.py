@@ -97,10 +97,11 @@ class OnlineEvaluator:
         rival: Configuration,
         *,
         ratio: float = 1.0,
+        cheaper: bool = False,
         progress: Progress | None = None,
     ) -> tuple[Measurement, Measurement]:
         """See `Evaluator`."""
-        return self.duel(configuration, rival, ratio=ratio, progress=progress).fight()
+        return self.duel(configuration, rival, ratio=ratio, cheaper=cheaper, progress=progress).fight()
 
     def duel(
         self,
@@ -108,6 +109,7 @@ class OnlineEvaluator:
         rival: Configuration,
         *,
         ratio: float = 1.0,
+        cheaper: bool = False,
         progress: Progress | None = None,
     ) -> Duel:
         """What `compare` does, in its parts."""
@@ -116,7 +118,7 @@ class OnlineEvaluator:
             Attempt(c, Stopwatch(progress or (lambda text: None)), confirm=True, seed=seed)
             for c in (configuration, rival)
         )
-        return Duel(first, second, stand=self.stand, plain=self._plain, slo=self._slo, ratio=ratio)
+        return Duel(first, second, stand=self.stand, plain=self._plain, slo=self._slo, ratio=ratio, cheaper=cheaper)
 
     def again(self, configuration: Configuration, *, by_probes: bool, seed: int) -> Measurement:
         """Measures as if nothing had been learned before, with arrivals of its own; shows how repeatable that is.

@@ -113,6 +113,7 @@ class ReplayEvaluator:
         rival: Configuration,
         *,
         ratio: float = 1.0,
+        cheaper: bool = False,
         progress: Progress | None = None,
     ) -> tuple[Measurement, Measurement]:
         """Looks both up once more; the objective itself decides, whatever `ratio` is. See `Evaluator`."""
@@ -121,7 +122,7 @@ class ReplayEvaluator:
         if not any(values):
             return one, other
         found = unpaired(*values, sd=max(self._noise, 1e-6))
-        return compared(one, other, found, first_won=found.tie or found.p_better > 0.5)
+        return compared(one, other, found, first_won=found.first_wins(cheaper))
 
     def _value(self, measurement: Measurement) -> float:
         if not measurement.feasible:

@@ -64,6 +64,10 @@ class PairedPeaks:
     p_better: float
     tie: bool
 
+    def first_wins(self, cheaper: bool) -> bool:
+        """Whether the first one is to be taken: it is the better one, or the cheaper one of a tie."""
+        return (self.tie and cheaper) or self.p_better >= 0.5
+
 
 def in_turn(
     make_round: Callable[[int], Round | None],

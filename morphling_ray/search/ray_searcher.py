@@ -2,7 +2,8 @@
 
 The trainable gets `{"number", "configuration", "stage", "needed", "exact"}` as its config and reports one result with
 the key `measurement`: the JSON text of `Measurement.to_dict()`. Where the config has a `rival` as well, the two are
-measured in turn (with the `ratio` of peaks at which they are equal), and the result has a `rival` too. To Tune that is
+measured in turn (with the `ratio` of peaks at which they are equal, and whether it is `cheaper`), and the result has a
+`rival` too. To Tune that is
 one trial, to everybody else it is two.
 """
 
@@ -124,7 +125,11 @@ def _config(ask: Ask) -> dict[str, Any]:
         "needed": dict(ask.needed),
         "exact": ask.exact,
     }
-    return config if ask.rival is None else {**config, "rival": _config(ask.rival), "ratio": ask.ratio}
+    return (
+        config
+        if ask.rival is None
+        else {**config, "rival": _config(ask.rival), "ratio": ask.ratio, "cheaper": ask.cheaper}
+    )
 
 
 def _ask(config: dict[str, Any]) -> Ask:

@@ -39,8 +39,9 @@ class Ask:
         stage: `search`, or `confirm` for a finalist that is measured again.
         needed: By metric, what it takes to beat the best so far; empty where the trial must be measured in full.
         exact: It must be this configuration; else one that costs nothing more to try and serves better will do.
-        rival: To be measured in turn with it, a trial of its own. In a tie this one wins, which is the cheaper one.
+        rival: To be measured in turn with it, a trial of its own.
         ratio: Its peak over the rival's at which both are equally good.
+        cheaper: It costs less than the rival, and so wins a tie.
     """
 
     number: int
@@ -50,6 +51,7 @@ class Ask:
     exact: bool = False
     rival: "Ask | None" = None
     ratio: float = 1.0
+    cheaper: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +202,8 @@ class SearchSession:
         ask, rival = (self._begin(c, CONFIRM, {}, exact=True) for c in pair)
         for configuration in pair:
             self._sampler.reserve(configuration)
-        ask = self._outstanding[ask.number] = replace(ask, rival=rival, ratio=self._even(*pair))
+        cheaper = (self._cost(pair[0]) or 0.0) < (self._cost(pair[1]) or 0.0)
+        ask = self._outstanding[ask.number] = replace(ask, rival=rival, ratio=self._even(*pair), cheaper=cheaper)
         return ask
 
     def tell(self, number: int, measurement: Measurement) -> float | None:

@@ -62,7 +62,7 @@ def told(ask: Ask, peak_of: Callable[[Configuration], float], *, tie: bool = Fal
         rounds=6,
         p_better=0.99 if better else 0.01,
         tie=tie,
-        won=tie or better,
+        won=(tie and ask.cheaper) or better,
     )
     mirrored = comparison.mirrored(mine.configuration)
     return [
