@@ -166,7 +166,8 @@ def test_a_closed_loop_and_loadgen(tmp_path: Path) -> None:
     (tmp_path / "requests.jsonl").write_text("1\n2\n")
     servers = Path(__file__).parents[1] / "benchmarks" / "servers.py"
     arguments = ["--app", f"{servers}:md1", "--request", "requests.jsonl", "--slo-p99-ms", "60"]
-    arguments += ["--max-trials", "1", "--objective", "rps"]
+    (tmp_path / "experiment.yaml").write_text("space: {cpu_cores: [1]}\n")
+    arguments += ["--max-trials", "1", "--objective", "rps", "--experiment", "experiment.yaml"]
     closed = cli.tune(tmp_path, *arguments, "--closed-loop", "--run-dir", "closed")
     assert closed.status == 0, closed.stderr
     assert closed.result["peak_rps"] == pytest.approx(111, rel=0.1)

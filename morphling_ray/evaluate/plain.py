@@ -19,7 +19,7 @@ from morphling_ray.space import Configuration
 SATURATE_S = 0.8
 ALONE = 16  # requests without company, which tell what is left of the SLO for waiting
 PROBE_REQUESTS = 300  # a window is long enough for that many, within the bounds below
-SEARCH_WINDOW_S = (1.0, 2.0)
+SEARCH_WINDOW_S = (1.0, 1.5)  # three of them, the capacity and lone requests take 6 s together
 CONFIRM_WINDOW_S = (2.5, 4.0)
 WINDOWS = 3  # that a peak is read off
 GROWS = 2  # times as long as usual: a window whose verdict counts, as long as that is not settled
