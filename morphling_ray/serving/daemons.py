@@ -1,7 +1,8 @@
 """Ray's own processes, kept off the cores of the replicas that are measured.
 
-Only on a cluster that we started ourselves: other people's processes are theirs. The raylet stays where it is, since
-whatever it starts inherits its cores, replicas among them.
+Only on a cluster that we started ourselves: other people's processes are theirs. Two stay where they are: the raylet,
+since whatever it starts inherits its cores, replicas among them; and the proxy for HTTP and gRPC, which requests have to
+go through, so that it must not share a core with the load driver.
 """
 
 import os
@@ -12,7 +13,7 @@ from ray._private.worker import global_worker
 
 from morphling_ray.serving.limits import pin_process
 
-ACTORS = ("ray::ServeController", "ray::ProxyActor", "ray::Lane")
+ACTORS = ("ray::ServeController", "ray::Lane")
 
 
 def keep_on(cores: Iterable[int]) -> list[str]:
