@@ -1,8 +1,8 @@
 """Ray's own processes, kept off the cores of the replicas that are measured.
 
 Only on a cluster that we started ourselves: other people's processes are theirs. Two stay where they are: the raylet,
-since whatever it starts inherits its cores, replicas among them; and the proxy for HTTP and gRPC, since requests have to
-go through it, so that it must not be confined to the load driver's core.
+since whatever it starts inherits its cores, replicas among them; and the proxy for HTTP and gRPC, since requests have
+to go through it, so that it must not be confined to the load driver's core.
 """
 
 import os
