@@ -29,6 +29,7 @@ LONGEST_S = 3.0  # of either, whatever they would need
 MOST_ROUNDS, UNALIKE_ROUNDS = 8, 4  # the law is too rough for more where it does not hold for both alike
 WINDOWS_EVERY = 2  # rounds, of those who batch alike: their capacities tell more
 APART_SD = 0.07  # of the logarithm of a peak that was measured long (benchmarks/peak.py)
+RATE_LOOKS, NEAR = 4, 0.1  # windows to find a rate near the peak, at most; and how near, in logs
 RATE_GAIN = (
     0.3  # how far a rate follows an excess, in logs: the excess grows faster than the rate, by the law and in fact
 )
@@ -196,10 +197,13 @@ class Duel:
         if self._alike:
             return True
         for side, c in zip(sides, capacity):  # nothing makes an error of one rate up for that of the other
-            if not (excess := self._excess(side, number=MOST_ROUNDS)):
-                return False
-            follow = ((self._slo.latency_s - side.alone_s) / excess) ** RATE_GAIN
-            side.rate_rps = min(side.rate_rps * follow, HIGHEST_SHARE * c)
+            for look in range(RATE_LOOKS):
+                if not (excess := self._excess(side, number=MOST_ROUNDS + look)):
+                    return False
+                follow = ((self._slo.latency_s - side.alone_s) / excess) ** RATE_GAIN
+                side.rate_rps = min(side.rate_rps * follow, HIGHEST_SHARE * c)
+                if abs(math.log(follow)) < NEAR:
+                    break
         return True
 
     def _round(self, sides: tuple[Side, Side], number: int) -> Round | None:
