@@ -1,4 +1,4 @@
-"""The demo's model behind a brake: `slower` in its `user_config` makes each batch take that share longer.
+"""Two models behind a brake: `slower` in its `user_config` makes each batch take that share longer.
 
 So that two configurations differ by a known factor and are alike in everything else.
 """
@@ -9,7 +9,6 @@ from typing import Any
 
 from ray import serve
 
-from morphling_ray.serving.demo import image_request
 from morphling_ray.serving.torch_server import USER_CONFIG, TorchServer
 
 
@@ -32,14 +31,18 @@ class Slowed(TorchServer):
         return out
 
 
-app = serve.deployment(
-    Slowed, name="Slowed", user_config={**USER_CONFIG, "slower": 0.0}, max_ongoing_requests=1000
-).bind("morphling_ray.serving.demo:model")
-request = image_request
+def braked(model: str) -> serve.Application:
+    """The application of a `ServedModel` that `model` names as `module:attribute`."""
+    config = {**USER_CONFIG, "slower": 0.0}
+    return serve.deployment(Slowed, name="Slowed", user_config=config, max_ongoing_requests=1000).bind(model)
+
+
+demo = braked("morphling_ray.serving.demo:model")
+text_encoder = braked("experiments.zoo.apps:text_encoder_model")
 space = {
     "cpu_cores": [1],
     "max_batch_size": [8],
     "batch_wait_timeout_ms": [5],
     "precision": ["float32"],
-    "slower": [0.0, 0.1, 0.2],
+    "slower": [0.0, 1.0],
 }
