@@ -1,7 +1,7 @@
 """Serve applications whose service times are known, so that their peaks can be computed. They sleep: no core is needed.
 
-`md1`, `mm1`: one request at a time, 9 ms each, or exponential with a mean of 9 ms. `batching`: our batcher, 6 ms a
-batch and 2 ms a request. `noop`: answers at once.
+`md1`, `mm1`: one request at a time, 9 ms each, or exponential with a mean of 9 ms. `batching`, `decorated`: our batcher
+and `@serve.batch`, 6 ms a batch and 2 ms a request. `noop`: answers at once.
 """
 
 import asyncio
@@ -59,6 +59,24 @@ class Batching:
         return ["done"] * len(items)
 
 
+class Decorated:
+    """Serves batches by `@serve.batch`, in the event loop."""
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Called by Serve at start and whenever `user_config` changes."""
+        self._forward.set_max_batch_size(user_config["max_batch_size"])
+        self._forward.set_batch_wait_timeout_s(user_config["batch_wait_timeout_ms"] / 1e3)
+
+    async def __call__(self, request: Any = None) -> str:
+        """Answers with the request's batch."""
+        return str(await self._forward(request))
+
+    @serve.batch
+    async def _forward(self, items: list[Any]) -> list[str]:
+        time.sleep(BATCH_S + ITEM_S * len(items))
+        return ["done"] * len(items)
+
+
 class Noop:
     """Answers at once."""
 
@@ -74,6 +92,7 @@ def _app(server: type, *args: Any, **options: Any) -> serve.Application:
 md1 = _app(Single, False)
 mm1 = _app(Single, True)
 batching = _app(Batching, user_config=USER_CONFIG)
+decorated = _app(Decorated, user_config=USER_CONFIG)
 # So that the driver is the limit and not the replica, which serves less in Serve's default mode.
 QUICK = {"runtime_env": {"env_vars": {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}}}
 noop = _app(Noop, ray_actor_options=QUICK)

@@ -1,6 +1,6 @@
 """How well one deployment's table foretells all of its batch settings: `python -m benchmarks.twin [--apps ...]`.
 
-For three models: one trial (table, forecast, a real window), then 24 batch settings by plain probes in two interleaved
+For three models behind our batcher, and one behind `@serve.batch`: one trial (table, forecast, a real window), then 24 batch settings by plain probes in two interleaved
 rounds, long enough to be the reference.
 """
 
@@ -18,12 +18,13 @@ APPS = {
     "demo": ("morphling_ray.serving.demo:app", None),
     "mobile_cnn": ("experiments.zoo.apps:mobile_cnn", "experiments.zoo.apps:large_image_request"),
     "text_encoder": ("experiments.zoo.apps:text_encoder", "experiments.zoo.apps:token_request"),
+    "decorated": ("benchmarks.decorated:text_encoder", "experiments.zoo.apps:token_request"),
+    "decorated_in_a_thread": ("benchmarks.decorated:text_encoder_in_a_thread", "experiments.zoo.apps:token_request"),
 }
 SPACE = {
     "cpu_cores": [1],
     "max_batch_size": [1, 2, 4, 8, 16, 32],
     "batch_wait_timeout_ms": [0, 5, 10, 20],
-    "precision": ["float32"],
 }
 ROUNDS = 2
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from morphling_ray.serving.twin import NO_STRAYS, ServiceTimes, predicted_peaks
+from morphling_ray.serving.twin import NO_STRAYS, Rule, ServiceTimes, predicted_peaks
 
 pytestmark = [
     pytest.mark.serve,
@@ -60,13 +60,14 @@ def served(ray_serve: None, request: pytest.FixtureRequest) -> Iterator[tuple[An
         yield both
 
 
-def truth(settings: list[tuple[int, float]]) -> Any:
-    """Peaks of `batching`: 6 ms a batch and 2 ms a request."""
+def truth(settings: list[tuple[int, float]], rule: Rule = "work-conserving") -> Any:
+    """Peaks of `batching` and `decorated`: 6 ms a batch and 2 ms a request."""
     from benchmarks.servers import BATCH_S, ITEM_S
 
     sizes = np.arange(1, 17)
     seconds = np.array([BATCH_S + ITEM_S * size for size in sizes])
-    return predicted_peaks(ServiceTimes(sizes, seconds, NO_STRAYS), settings, slo_s=SLO_MS / 1e3, percentile=99.0)
+    times = ServiceTimes(sizes, seconds, NO_STRAYS)
+    return predicted_peaks(times, settings, slo_s=SLO_MS / 1e3, percentile=99.0, rule=rule)
 
 
 @pytest.mark.parametrize("served", [("batching", None)], indirect=True)
@@ -112,6 +113,29 @@ def test_one_deployment_tells_about_all_its_batch_settings(served: tuple[Any, An
     final = evaluator.measure(found.configuration, confirm=True)
     assert not final.estimated
     assert final.metrics["peak_rps"] == pytest.approx(found.metrics["peak_rps"], rel=0.25)
+
+
+@pytest.mark.parametrize("served", [("decorated", None)], indirect=True)
+def test_one_deployment_tells_about_all_settings_of_serves_own_batches(served: tuple[Any, Any]) -> None:
+    """Fails if the application's `@serve.batch` is not recognised, or foretold by another rule than it follows."""
+    _, evaluator = served
+    asked = {"cpu_cores": 1, "max_batch_size": 4, "batch_wait_timeout_ms": 10}
+    found = evaluator.measure(asked, exact=True)
+    assert found.feasible, found.infeasible_because
+    assert found.details["batches_formed"] == "blocking"
+    configurations = [found.configuration, *(s.configuration for s in found.siblings)]
+    assert len(configurations) == 10
+    settings = [(c["max_batch_size"], c["batch_wait_timeout_ms"] / 1e3) for c in configurations]
+    foreseen = [found.metrics["peak_rps"], *(float(np.sqrt(np.prod(s.bounds["peak_rps"]))) for s in found.siblings)]
+    ratio = np.log(foreseen / truth(settings, "blocking"))
+    assert abs(np.median(ratio)) < 0.2
+    assert ratio.std() < 0.15
+    best = configurations[int(np.argmax(foreseen))]
+    probed = evaluator.measure(best, confirm=True)
+    assert not probed.estimated
+    assert probed.metrics["peak_rps"] == pytest.approx(max(foreseen), rel=0.25)
+    assert evaluator.stand.replicas
+    assert probed.details["replicas"] == found.details["replicas"]  # changed live
 
 
 @pytest.mark.parametrize("served", [("batching", None)], indirect=True)

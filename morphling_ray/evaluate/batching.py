@@ -1,8 +1,9 @@
 """The batching twin in a trial: what the replicas that are up now would do with every batch setting of the space.
 
-attach: is it our batcher? ─► table: a sweep under load ─► forecast ─► a real probe calibrates it (`compared`)
+attach: a batcher that is known? ─► table: a sweep under load ─► forecast ─► a real probe calibrates it (`compared`)
 
-It guides and ranks. Where it does not hold (another batcher, several deployments) plain probes do the work.
+It guides and ranks. Where it does not hold (another batcher, several deployments, `@serve.batch` of which a probe shows
+something else) plain probes do the work.
 """
 
 import json
@@ -22,8 +23,10 @@ from morphling_ray.serving.deployment import Replica
 from morphling_ray.serving.serve_config import batch_knobs, batch_setting
 from morphling_ray.serving.twin import (
     BatchSetting,
+    Rule,
     ServiceTimes,
     Strays,
+    capacity_rps,
     ladder,
     predicted_peaks,
     sweep_sizes,
@@ -40,6 +43,7 @@ ALONE = 7  # requests without company: what the way through Ray takes
 # that a real window was averaged with, which has this weight.
 FORECAST_SD, CALIBRATED_SD = 0.08, 0.06
 WINDOW_WEIGHT = 0.3
+OFF = 0.2  # of the logarithm of a peak: a forecast for `@serve.batch` that is off by more is no help
 
 
 def _busy_share(log: Sequence[Batch]) -> float:
@@ -51,10 +55,11 @@ def _busy_share(log: Sequence[Batch]) -> float:
 
 @dataclass(frozen=True)
 class _Table:
-    """What was measured on one deployment: times of batches, and of the way to the replica and back."""
+    """What was measured on one deployment: its batches, and what the way to the replica and back takes."""
 
     times: ServiceTimes
     overhead_s: float
+    rule: Rule
 
 
 class BatchingTwin:
@@ -76,6 +81,7 @@ class BatchingTwin:
         for configuration in space.configurations:
             self._variants.setdefault(self._deployment(configuration), []).append(configuration)
         self._batchers: list[ReplicaBatcher] = []
+        self._own_wait_s = 0.0  # of the replicas, where the code fixes it
         # The same for all forecasts, so that they differ by less.
         self._schedules = np.stack([representative_arrivals(1.0, FORESEEN, seed) for seed in range(SCHEDULES)])
         self._tables: dict[str, _Table] = {}
@@ -85,11 +91,13 @@ class BatchingTwin:
         self._computed: list[int] = []  # batches of each replica before the probe
 
     def attach(self, configuration: Configuration, replicas: Sequence[Replica]) -> bool:
-        """Looks for our batcher in each replica, with the very settings that were deployed."""
-        setting = batch_setting(self._facts, configuration)
-        found = [ReplicaBatcher.find(r.actor_name) for r in replicas] if setting is not None else []
+        """Looks for the batcher in each replica, with the very settings that were deployed."""
+        known = batch_setting(self._facts, configuration) is not None
+        found = [ReplicaBatcher.find(r.actor_name) for r in replicas] if known else []
         self._batchers = [b for b in found if b is not None]
         states = [b.state() for b in self._batchers]
+        self._own_wait_s = next((s.batch_wait_timeout_s for s in states if s is not None), 0.0)
+        setting = self._setting(configuration)
         agree = [s is not None and (s.max_batch_size, s.batch_wait_timeout_s) == setting for s in states]
         fit = bool(self._free) and self._deployment(configuration) not in self._unfit
         return fit and len(agree) == len(replicas) and all(agree)
@@ -133,16 +141,33 @@ class BatchingTwin:
             self._unfit.add(self._deployment(configuration))
             return False
         times = ServiceTimes.measured(*logs)
-        size, wait_s = batch_setting(self._facts, configuration) or (1, 0.0)
+        size, wait_s = self._setting(configuration)
         alone = self._crew.alone(ALONE)
         overhead_s = float(np.median(alone)) - float(times.of(1)[1]) - (wait_s if size > 1 else 0.0) if alone else 0.0
-        self._tables[self._deployment(configuration)] = _Table(times, max(0.0, overhead_s))
+        rules = {state.rule for b in self._batchers if (state := b.state()) is not None}
+        self._tables[self._deployment(configuration)] = _Table(times, max(0.0, overhead_s), max(rules))
         return True
+
+    def holds(self, configuration: Configuration, foreseen_rps: float, found_rps: float) -> bool:
+        """Whether a forecast is near enough to what probes found; if not, this deployment has none from now on.
+
+        For our own batcher it always is: there, probes correct it (`compared`).
+        """
+        table = self._table(configuration)
+        if table.rule == "work-conserving" or abs(math.log(found_rps / foreseen_rps)) <= OFF:
+            return True
+        self._unfit.add(self._deployment(configuration))
+        del self._tables[self._deployment(configuration)]
+        return False
+
+    def rule(self, configuration: Configuration) -> Rule:
+        """How the deployment forms batches."""
+        return self._table(configuration).rule
 
     def forecast(self, configurations: Sequence[Configuration]) -> list[float]:
         """Peak of each configuration, in RPS, 0 where no rate meets the SLO; all of one deployment with a table."""
         table = self._table(configurations[0])
-        settings = [batch_setting(self._facts, c) or (1, 0.0) for c in configurations]
+        settings = [self._setting(c) for c in configurations]
         few = max(0, STRAYS - len(self._strays))  # seldom pauses are not to be made out from few batches
         undisturbed = Strays(np.resize(table.times.strays.jitter, few), np.zeros(few))
         peaks = predicted_peaks(
@@ -153,6 +178,7 @@ class BatchingTwin:
             overhead_s=table.overhead_s,
             replicas=len(self._batchers),
             schedules=self._schedules,
+            rule=table.rule,
         )
         return [self.factor * float(peak) for peak in peaks]
 
@@ -172,14 +198,13 @@ class BatchingTwin:
 
     def capacity_rps(self, configuration: Configuration) -> float:
         """What the replicas serve when they are never idle."""
-        size, _ = batch_setting(self._facts, configuration) or (1, 0.0)
-        sizes = np.arange(1, size + 1)
-        return len(self._batchers) * float((sizes / self._table(configuration).times.of(size)[1:]).max())
+        table = self._table(configuration)
+        return len(self._batchers) * capacity_rps(table.times, self._setting(configuration), table.rule)
 
     def alone_s(self, configuration: Configuration) -> float:
         """Latency of a request without company."""
         table = self._table(configuration)
-        size, wait_s = batch_setting(self._facts, configuration) or (1, 0.0)
+        size, wait_s = self._setting(configuration)
         return table.overhead_s + float(table.times.of(1)[1]) + (wait_s if size > 1 else 0.0)
 
     def before_probe(self) -> None:
@@ -197,8 +222,11 @@ class BatchingTwin:
         self._strays = Strays(self._strays.jitter[kept], self._strays.pauses_s[kept])
 
     def _settings(self, configuration: Configuration) -> list[BatchSetting]:
-        found = [batch_setting(self._facts, c) for c in self.variants(configuration)]
-        return [setting for setting in found if setting is not None]
+        return [self._setting(c) for c in self.variants(configuration)]
+
+    def _setting(self, configuration: Configuration) -> BatchSetting:
+        size, wait_s = batch_setting(self._facts, configuration) or (1, 0.0)
+        return size, self._own_wait_s if wait_s is None else wait_s
 
     def _table(self, configuration: Configuration) -> _Table:
         return self._tables[self._deployment(configuration)]

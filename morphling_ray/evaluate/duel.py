@@ -27,7 +27,6 @@ WINDOW_S, REQUESTS = 0.6, 60  # at least
 CAPACITY_S, ANSWERS = 0.3, 20  # at least
 LONGEST_S = 3.0  # of either, whatever they would need
 MOST_ROUNDS, UNALIKE_ROUNDS = 8, 4  # the law is too rough for more where it does not hold for both alike
-WINDOWS_EVERY = 2  # rounds, of those who batch alike: their capacities tell more
 APART_SD = 0.07  # of the logarithm of a peak that was measured long (benchmarks/peak.py)
 RATE_LOOKS, NEAR = 4, 0.1  # windows to find a rate near the peak, at most; and how near, in logs
 RATE_GAIN = (
@@ -207,13 +206,17 @@ class Duel:
         return True
 
     def _round(self, sides: tuple[Side, Side], number: int) -> Round | None:
-        """Closed loops A B B A, mostly a window of each, or all the other way round; None if one cannot be read."""
+        """Closed loops A B B A and a window of each, or all the other way round; None if one cannot be read.
+
+        Of those who batch alike only the first round has windows: short ones stray by more than their burstiness may
+        differ, and their capacities tell nearly all.
+        """
         order = (0, 1) if number % 2 == 0 else (1, 0)
         capacity = [{i: self._capacity(sides[i]) for i in turn} for turn in (order, order[::-1])]
         if not all(all(c.values()) for c in capacity):
             return None
         loops = tuple((c[0], c[1]) for c in capacity)
-        if self._alike and number % WINDOWS_EVERY:
+        if self._alike and number:
             return Round(loops, None)
         excess = {i: self._excess(sides[i], number) for i in order}
         return Round(loops, (excess[0], excess[1])) if all(excess.values()) else None

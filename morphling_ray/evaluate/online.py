@@ -1,7 +1,7 @@
 """The online evaluator: serves a configuration on Ray Serve, loads it, and finds its peak under the SLO.
 
-deploy ─► new replicas? warm up ─► our batcher? table, forecast of all batch settings, probes at the best of them
-                                 └► another: saturate (capacity), probe, probe, ... (plain.py)
+deploy ─► new replicas? warm up ─► a batcher we know? table, forecast of all batch settings, probes at the best of them
+                                 └► else: saturate (capacity), probe, probe, ... (plain.py)
        ─► the same replicas still there? ─► Measurement
 
 Two finalists are compared in turn (duel.py).
@@ -9,6 +9,7 @@ Two finalists are compared in turn (duel.py).
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from morphling_ray.evaluate import Progress
@@ -195,6 +196,7 @@ class OnlineEvaluator:
                     return attempt.measurement(infeasible_because=failure.reason, **told(1.0))
         peak_rps = foreseen[str(attempt.configuration)]
         attempt.details["foreseen_rps"] = round(peak_rps, 1)
+        attempt.details["batches_formed"] = twin.rule(asked)
         # A forecast that falls short is checked where it would have to be wrong, any other one a little below.
         beaten = peak_rps * math.exp(2 * FORECAST_SD) < (attempt.needed_rps or 0.0)
         rate = attempt.needed_rps if beaten and attempt.needed_rps else BELOW_FORECAST * peak_rps or warm_rps / 8
@@ -210,6 +212,8 @@ class OnlineEvaluator:
             attempt.notes.append(f"the batching twin foresaw {peak_rps:.3g} RPS, plain probes found {found:.3g}")
             if peak_rps == 0.0 or not (search.peak_rps or search.rejected):
                 return plain.found(attempt, search)
+            if not self._twin_holds(attempt, twin, peak_rps, found):
+                return plain.found(attempt, search, asked=told(1.0)["asked"])
             twin.compared(peak_rps, found)
             return plain.found(attempt, search, **told(found / peak_rps))
         if peak_rps == 0.0:
@@ -223,6 +227,9 @@ class OnlineEvaluator:
             alone_s=twin.alone_s(attempt.configuration),
             slo_s=self._slo.latency_s,
         )
+        if found and attempt.probes[-1].tail_s and not self._twin_holds(attempt, twin, peak_rps, found):
+            measured = plain.measure(attempt, warm_rps, self.stand.fill(attempt))
+            return replace(measured, asked=told(1.0)["asked"])
         ratio = 1.0
         if found and attempt.probes[-1].tail_s:  # 0: the window was too short to tell
             twin.compared(peak_rps, found)
@@ -234,6 +241,14 @@ class OnlineEvaluator:
             estimated=True,
             **told(ratio),
         )
+
+    @staticmethod
+    def _twin_holds(attempt: Attempt, twin: BatchingTwin, foreseen_rps: float, found_rps: float) -> bool:
+        """Asks the twin (which forgets a table that does not hold), and says so."""
+        if twin.holds(attempt.configuration, foreseen_rps, found_rps):
+            return True
+        attempt.notes.append("batches of this @serve.batch are not foretold well enough: plain probes from now on")
+        return False
 
     def close(self) -> None:
         """Takes the application and the drivers down."""

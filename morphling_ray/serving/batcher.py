@@ -20,7 +20,7 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Forward = Callable[[Sequence[Any]], Sequence[Any]]
 
@@ -77,6 +77,8 @@ class Batcher:
         """How many there were in all."""
         self.reconfigure(max_batch_size=max_batch_size, batch_wait_timeout_s=batch_wait_timeout_s)
         _live.add(self)
+
+    rule: Literal["work-conserving"] = "work-conserving"
 
     def reconfigure(self, *, max_batch_size: int, batch_wait_timeout_s: float) -> None:
         """Changes the settings; they hold from the next batch on."""

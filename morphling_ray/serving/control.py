@@ -1,8 +1,9 @@
 """A replica's batcher, read and steered from outside, while the replica serves.
 
-    lane ─► ReplicaBatcher ─► Serve's replica actor (`__ray_call__`) ─► the process's one Batcher, in its event loop
+    lane ─► ReplicaBatcher ─► Serve's replica actor (`__ray_call__`) ─► the process's one batcher, in its event loop
 
-The application needs no code for this: a `Batcher` registers itself where it is made.
+The application needs no code for this: a `Batcher` registers itself where it is made, and the queue of a function with
+`@serve.batch` is found in the process.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,18 +12,20 @@ from typing import Any, NamedTuple
 import ray
 from ray.serve._private.constants import SERVE_NAMESPACE
 
-from morphling_ray.serving import batcher
+from morphling_ray.serving import batcher, serve_batch
 from morphling_ray.serving.batcher import Batch
+from morphling_ray.serving.twin import Rule
 
 TIMEOUT_S = 5.0
 
 
 class BatcherState(NamedTuple):
-    """What a batcher is set to, and how many batches it has computed."""
+    """What a batcher is set to, how it forms batches as far as that showed, and how many it has computed."""
 
     max_batch_size: int
     batch_wait_timeout_s: float
     computed: int
+    rule: Rule
 
 
 class ReplicaBatcher:
@@ -40,7 +43,7 @@ class ReplicaBatcher:
 
     @classmethod
     def find(cls, actor_name: str) -> "ReplicaBatcher | None":
-        """The replica's batcher; None where it has none of ours, or more than one, or cannot be asked."""
+        """The replica's batcher; None where it has none that is known, or more than one, or cannot be asked."""
         try:
             found = cls(actor_name)
             return found if found.state() is not None else None
@@ -71,21 +74,27 @@ class ReplicaBatcher:
 # What runs in the replica. The first argument is Serve's actor, which is not needed: a process has one replica.
 
 
+def _only() -> "batcher.Batcher | serve_batch.WatchedQueue | None":
+    return batcher.only() or serve_batch.only()
+
+
 def _state(_: Any) -> BatcherState | None:
-    only = batcher.only()
-    return None if only is None else BatcherState(only.max_batch_size, only.batch_wait_timeout_s, only.computed)
+    only = _only()
+    if only is None:
+        return None
+    return BatcherState(only.max_batch_size, only.batch_wait_timeout_s, only.computed, only.rule)
 
 
 def _sweep(_: Any, sizes: Sequence[int]) -> None:
-    if (only := batcher.only()) is not None:
+    if (only := _only()) is not None:
         only.soon(lambda: only.sweep(sizes))
 
 
 def _drop(_: Any) -> None:
-    if (only := batcher.only()) is not None:
+    if (only := _only()) is not None:
         only.soon(only.drop)
 
 
 def _since(_: Any, computed: int) -> list[Batch]:
-    only = batcher.only()
+    only = _only()
     return [] if only is None else only.since(computed)

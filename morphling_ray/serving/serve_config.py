@@ -209,17 +209,18 @@ def batch_knobs(knobs: Iterable[Knob], facts: ApplicationFacts) -> list[str]:
     return [name for name, keys in places.items() if keys in [("user_config", key) for key in BATCH_KEYS]]
 
 
-def batch_setting(facts: ApplicationFacts, configuration: Mapping[str, Value]) -> tuple[int, float] | None:
+def batch_setting(facts: ApplicationFacts, configuration: Mapping[str, Value]) -> tuple[int, float | None] | None:
     """`max_batch_size` and the wait in seconds that a configuration sets; None where its `user_config` has none.
 
-    Of an application with several deployments too: which one would be meant?
+    The wait alone is None where the code fixes it. All of it of an application with several deployments: which one
+    would be meant?
     """
     (entry, *others) = application_config(facts, configuration)["deployments"]
     user_config = entry.get("user_config") or {}
-    size, wait_s = user_config.get("max_batch_size"), user_config.get("batch_wait_timeout_s", 0.0)
+    size, wait_s = user_config.get("max_batch_size"), user_config.get("batch_wait_timeout_s")
     if "batch_wait_timeout_ms" in user_config:
         wait_s = user_config["batch_wait_timeout_ms"] / 1e3
-    return (size, float(wait_s)) if isinstance(size, int) and not others else None
+    return (size, None if wait_s is None else float(wait_s)) if isinstance(size, int) and not others else None
 
 
 def largest_batch(configuration: Mapping[str, Value]) -> int:

@@ -1,4 +1,4 @@
-"""The batching twin: what a replica with our batcher does under any load, computed from the times of its batches.
+"""The batching twin: what a replica that computes batches does under any load, from the times that batches take.
 
     sweep (batcher.py) ─► ServiceTimes ─► simulate: the batcher's rule on Poisson arrivals ─► peak of each setting
 
@@ -9,6 +9,7 @@ the twin leaves out (the way through Ray, several replicas that share requests u
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,8 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BatchSetting = tuple[int, float]
 """`max_batch_size` and `batch_wait_timeout_s`."""
+Rule = Literal["work-conserving", "timer", "blocking"]
+"""How batches are formed: by our batcher (batcher.py), or by `@serve.batch` in either way (serve_batch.py)."""
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Sizes that a sweep measures. The cost is not monotone in the size: 3 may cost more than 4."""
@@ -145,7 +148,12 @@ def _time(before: Batch, batch: Batch, after: Batch) -> tuple[int, int, float]:
 
 
 def simulate(
-    arrivals: FloatArray, seconds: FloatArray, settings: Sequence[BatchSetting], strays: Strays, seed: int
+    arrivals: FloatArray,
+    seconds: FloatArray,
+    settings: Sequence[BatchSetting],
+    strays: Strays,
+    seed: int,
+    rule: Rule = "work-conserving",
 ) -> FloatArray:
     """The batcher's rule, in L lanes at once.
 
@@ -155,6 +163,7 @@ def simulate(
         settings: Setting of each lane, L of them, none with larger batches than B.
         strays: Of successive batches; each lane starts somewhere else in them.
         seed: Of these places.
+        rule: By which batches are formed.
 
     Returns:
         From arrival to the end of the request's batch, shape `(L, N)`.
@@ -168,22 +177,54 @@ def simulate(
     place: IntArray = np.random.default_rng(seed).integers(len(strays), size=(lanes,))
     out = np.empty_like(padded)
     first: IntArray = np.zeros(lanes, int)
-    free: FloatArray = np.zeros(lanes)
+    free: FloatArray = np.zeros(lanes)  # when the latest batch is done
+    formed: FloatArray = np.zeros(lanes)  # when it was formed
     row: IntArray = np.arange(lanes)
     while len(row):
         queue = padded[row[:, None], first[row, None] + ahead]  # (l, B): arrivals of those that may join
         queue[ahead >= most[row, None]] = np.inf
         full = padded[row, first[row] + most[row] - 1]
-        start = np.maximum(free[row], np.minimum(full, queue[:, 0] + wait[row]))
-        joined = queue <= start[:, None]
+        ready, seen = _formed(rule, queue[:, 0], full, wait[row], free[row], formed[row])
+        start = np.maximum(ready, free[row])
+        joined = queue <= seen[:, None]
         size: IntArray = joined.sum(1)
         at = place[row] % len(strays)
         done: FloatArray = start + table[row, size] * strays.jitter[at] + strays.pauses_s[at]
         lane, column = np.nonzero(joined)
         out[row[lane], first[row[lane]] + column] = done[lane]
-        free[row], first[row], place[row] = done, first[row] + size, place[row] + 1
+        free[row], formed[row] = done, ready
+        first[row], place[row] = first[row] + size, place[row] + 1
         row = row[first[row] < count]
     return np.asarray(out[:, :count] - arrivals)
+
+
+def _formed(
+    rule: Rule, first: FloatArray, full: FloatArray, wait: FloatArray, free: FloatArray, before: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """When the next batch of each lane is formed, and until when a request had to come for that.
+
+    The rules of batcher.py and serve_batch.py.
+
+    Args:
+        rule: Which of them.
+        first: Arrival of the first request that waits.
+        full: Arrival of the one that fills the batch.
+        wait: `batch_wait_timeout_s`.
+        free: When the batch before is done.
+        before: When that was formed.
+    """
+    if rule == "work-conserving":
+        ready = np.maximum(free, np.minimum(full, first + wait))
+        return ready, ready
+    received = np.maximum(first, free) if rule == "blocking" else first
+    begun = np.where(first <= before, before, received)
+    ready = np.maximum(begun, np.minimum(full, begun + wait))
+    if rule == "timer":
+        return ready, ready
+    # Either before the loop stands still or after; a wait that has run out meanwhile ends before anything is received.
+    ran_out = (first <= before) & (begun + wait <= free)
+    ready = np.where(ready <= before, ready, np.maximum(ready, free))
+    return ready, np.where(ran_out, np.minimum(ready, before), ready)
 
 
 def predicted_peaks(
@@ -196,6 +237,7 @@ def predicted_peaks(
     replicas: int = 1,
     seed: int = 0,
     schedules: FloatArray | None = None,
+    rule: Rule = "work-conserving",
 ) -> FloatArray:
     """The highest Poisson rate at which each setting meets the SLO, shape `(S,)`; 0 where none of them does.
 
@@ -209,6 +251,7 @@ def predicted_peaks(
         seed: Of the schedules, and of where in the strays each begins.
         schedules: Arrivals at a mean rate of one a second, ascending, shape `(K, N)`, N being thousands: near its
             capacity a replica takes that long to be as busy as it gets. Drawn if None.
+        rule: By which batches are formed.
     """
     if schedules is None:
         schedules = np.cumsum(np.random.default_rng(seed).exponential(size=_SECOND), axis=1)
@@ -216,7 +259,7 @@ def predicted_peaks(
     unit = schedules
     largest = max(b for b, _ in settings)
     seconds = times.of(largest)
-    capacity = np.array([b / seconds[b] for b, _ in settings])
+    capacity = np.array([capacity_rps(times, setting, rule) for setting in settings])
     allowed = 1.0 - percentile / 100.0
 
     def late(rates: FloatArray, unit: FloatArray) -> FloatArray:
@@ -224,7 +267,7 @@ def predicted_peaks(
         s, r = rates.shape
         arrivals = (unit[None, None] / rates[:, :, None, None]).reshape(-1, unit.shape[1])
         each = [setting for setting in settings for _ in range(r * len(unit))]
-        latency = simulate(arrivals, seconds, each, times.strays, seed)
+        latency = simulate(arrivals, seconds, each, times.strays, seed, rule)
         return np.asarray((latency > slo_s - overhead_s).reshape(s, r, -1).mean(2))
 
     rates = capacity[:, None] * _RATIOS
@@ -232,6 +275,20 @@ def predicted_peaks(
     rates = np.where(rough > 0, rough, capacity * _RATIOS[0])[:, None] * _NEAR
     found = _highest_passing(rates, late(rates, unit), allowed)
     return np.asarray(np.where(found > 0, found, np.where(rough > 0, rates[:, 0], 0.0)) * replicas)
+
+
+def capacity_rps(times: ServiceTimes, setting: BatchSetting, rule: Rule = "work-conserving") -> float:
+    """What one replica serves when requests are always waiting; on a timer, what keeps up with the batches it forms."""
+    most, wait_s = setting
+    sizes = np.arange(1, most + 1)
+    rates = sizes / times.of(most)[1:]
+    if rule != "timer":
+        return float(rates.max())
+    # At a rate r a batch is formed of the first request and of those that arrive during the wait, 1 + r * wait_s.
+    tried = np.geomspace(rates.min() / 2, rates.max(), 200)
+    size = np.clip(1.0 + tried * wait_s, 1.0, most)
+    keeps_up = tried <= np.interp(size, sizes, rates)
+    return float(tried[keeps_up].max())
 
 
 def _highest_passing(rates: FloatArray, late: FloatArray, allowed: float) -> FloatArray:
