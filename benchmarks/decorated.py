@@ -34,7 +34,7 @@ class Decorated:
         """Answers with the request's row of its batch."""
         return await self._predict(payload)
 
-    @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.0)
+    @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
     async def _predict(self, payloads: list[Any]) -> list[Any]:
         return await asyncio.to_thread(self._forward, payloads) if self._in_a_thread else self._forward(payloads)
 

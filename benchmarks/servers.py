@@ -71,7 +71,7 @@ class Decorated:
         """Answers with the request's batch."""
         return str(await self._forward(request))
 
-    @serve.batch
+    @serve.batch  # type: ignore[untyped-decorator]
     async def _forward(self, items: list[Any]) -> list[str]:
         time.sleep(BATCH_S + ITEM_S * len(items))
         return ["done"] * len(items)

@@ -1,8 +1,7 @@
 """How well one deployment's table foretells all of its batch settings: `python -m benchmarks.twin [--apps ...]`.
 
-For three models behind our batcher, and one behind `@serve.batch` (in the event loop, and in a thread): one trial (table,
-forecast, a real window), then 24 batch settings by plain probes in two interleaved rounds, long enough to be the
-reference.
+For three models behind our batcher, and one behind `@serve.batch` (in the event loop, and in a thread): one trial
+(table, forecast, a real window), then 24 batch settings by plain probes in two interleaved rounds: the reference.
 """
 
 import argparse

@@ -16,6 +16,7 @@ import yaml
 
 from morphling_ray.errors import InputError
 from morphling_ray.objective import ServingObjective, Slo
+from morphling_ray.serving.config_file import split
 from morphling_ray.space import Knob, SearchSpace
 
 DEMO = "morphling_ray.serving.demo:app"
@@ -30,7 +31,11 @@ def _flag(help_text: str, *, default: Any = None, metavar: str | None = None, ki
 class Experiment:
     """All settings of a run. The field metadata is what the command line is made of."""
 
-    app: str = _flag("the Serve application to tune (default: the bundled demo)", default=DEMO, metavar="MODULE:APP")
+    app: str = _flag(
+        "the Serve application to tune, or a Serve config that names it (default: the bundled demo)",
+        default=DEMO,
+        metavar="MODULE:APP|FILE.yaml[:NAME]",
+    )
     request: str | None = _flag(
         "what requests send: a JSON file, JSON lines sent in turn, or a function (default: the module's own `request`)",
         metavar="FILE.json|FILE.jsonl|MODULE:FUNCTION",
@@ -235,7 +240,10 @@ def read_experiment(path: Path) -> dict[str, Any]:
         if isinstance(settings.get(key), str) and _is_path(key, settings[key], folder):
             settings[key] = str(folder / settings[key])
     app = settings.get("app")
-    if isinstance(app, str) and ":" in app and not app.startswith("/"):
+    if isinstance(app, str) and (config := split(app)) is not None:
+        file, name = config
+        settings["app"] = f"{folder / file}" + (f":{name}" if name is not None else "")
+    elif isinstance(app, str) and ":" in app and not app.startswith("/"):
         module = app.rpartition(":")[0]
         file = folder / (module if module.endswith(".py") else module.replace(".", "/") + ".py")
         if file.is_file() and not (Path.cwd() / file.name).is_file():

@@ -41,6 +41,7 @@ class Probe:
     verdict: Verdict
     reason: str = ""
     tail_s: float = 0.0  # the SLO's percentile as the upper half of the latencies foretells it; 0: too few
+    mean_s: float = 0.0  # of the requests that were answered; 0 where none was
 
     @property
     def judged(self) -> bool:

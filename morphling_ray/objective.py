@@ -104,6 +104,14 @@ class Prices:
         return np.asarray(cost * replicas)
 
 
+class Priced(Protocol):
+    """What knows the cost of configurations: `Prices` themselves, or those of an application."""
+
+    def cost_per_hour(self, columns: Mapping[str, Any]) -> Array:
+        """Dollars an hour of configurations, given as columns of knob values."""
+        ...
+
+
 class Objective(Protocol):
     """A number to maximise, computed from knob values and metrics."""
 
@@ -200,9 +208,8 @@ class ServingObjective:
     Args:
         name: `rps`, `rps_per_dollar` (peak RPS per dollar an hour, Eq. 7 of the paper) or `cheapest` (one over the
             dollars an hour that sustain `target_rps`, with as many whole copies of the configuration as that takes).
-        prices: What resources cost.
+        prices: What configurations cost.
         target_rps: Rate to sustain, for `cheapest`.
-        fixed: Resources that are no knob but cost money, by the knob's name (`cpu_cores`, `num_replicas`, ...).
         descriptors: See `Objective`.
 
     Raises:
@@ -214,10 +221,9 @@ class ServingObjective:
     def __init__(
         self,
         name: str,
-        prices: Prices,
+        prices: Priced,
         target_rps: float | None = None,
         *,
-        fixed: Mapping[str, Any] | None = None,
         descriptors: Mapping[str, float] | None = None,
     ) -> None:
         if name not in self.NAMES:
@@ -229,7 +235,6 @@ class ServingObjective:
         self.descriptors: Mapping[str, float] = dict(descriptors or {})
         self._prices = prices
         self._target_rps = target_rps or 0.0
-        self._fixed = dict(fixed or {})
 
     def copies(self, peak_rps: Any) -> Array:
         """Whole copies of a configuration that sustain the target rate (1 without a target)."""
@@ -238,7 +243,7 @@ class ServingObjective:
 
     def cost_per_hour(self, columns: Mapping[str, Any]) -> Array:
         """Dollars an hour of one copy of each configuration."""
-        return self._prices.cost_per_hour({**self._fixed, **columns})
+        return self._prices.cost_per_hour(columns)
 
     def __call__(self, columns: Mapping[str, Any], metrics: Mapping[str, Any]) -> Array:
         """See `Objective`."""

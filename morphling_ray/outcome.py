@@ -18,6 +18,9 @@ from morphling_ray.search import SEARCHERS, bundled_prior
 from morphling_ray.space import Configuration
 from morphling_ray.wording import differing, percent
 
+DIFFERENCE_SHOWN = 40  # lines
+HEADROOM = 0.8  # share of the peak that an autoscaled replica is to run at
+
 if TYPE_CHECKING:
     from morphling_ray.search.session import SearchSession
     from morphling_ray.target import Plan, Target
@@ -51,6 +54,7 @@ def recommendation(
         "unit": plan.unit if plan is not None else "",
         "cost_per_hour": None,
         "copies": None,
+        "ongoing_requests": None,
         "target_rps": experiment.target_rps,
         "p99_s": None,
         "trials": len(trials),
@@ -100,6 +104,7 @@ def recommendation(
         out["objective"] = plan.objective.reported(value)
         out["cost_per_hour"] = target.cost_per_hour(chosen.configuration)
         out["copies"] = int(plan.objective.copies(peak))
+        out["ongoing_requests"] = _ongoing(best.measurement, HEADROOM * peak)
         at_peak = _probe_at(best.measurement, peak)
         out["p99_s"] = at_peak.p99_s if at_peak is not None else None
     if loadgen is not None and out["peak_rps"]:
@@ -147,6 +152,17 @@ def _probe_at(measurement: Measurement, rate_rps: float) -> Probe | None:
     return min(measurement.met, key=lambda p: abs(p.rate_rps - rate_rps), default=None)
 
 
+def _ongoing(measurement: Measurement, rate_rps: float) -> float | None:
+    """Requests in flight at a rate, by Little's law from the probe nearest to it; None where none met the SLO.
+
+    Latency hardly falls with the rate, so that a probe at a higher rate tells of a lower one.
+    """
+    probe = _probe_at(measurement, rate_rps)
+    if probe is None or not probe.mean_s:
+        return None
+    return round(max(1.0, min(rate_rps, probe.rate_rps) * probe.mean_s), 1)
+
+
 def _baseline(trials: Sequence[Trial], initial: Sequence[Configuration]) -> Trial | None:
     return next((t for t in trials if t.configuration in initial), None)
 
@@ -187,14 +203,22 @@ def _summary(result: dict[str, Any], slo_ms: float) -> str:
     return text
 
 
-def closing_lines(result: dict[str, Any], report: Path, config: Path | None) -> list[str]:
-    """What the terminal says last."""
+def closing_lines(result: dict[str, Any], report: Path, config: Path | None, difference: str = "") -> list[str]:
+    """What the terminal says last.
+
+    Args:
+        result: The outcome.
+        report: Where the report is.
+        config: Where the Serve config is.
+        difference: To the user's own Serve config.
+    """
     spent = f"{result.get('trials', 0)} trials, {result.get('seconds', 0):.0f} s"
     if result.get("configuration") is None:
         return [f"Nothing to recommend ({spent}): {result.get('reason', '')}", f"Report:  {report}"]
     lines = [f"Best found ({spent}): {result['summary']}"]
     if config is not None:
         lines.append(f"Deploy:  {_serve()} run {shlex.quote(str(config))}")
+        lines += difference.splitlines()[:DIFFERENCE_SHOWN]
     return [*lines, f"Report:  {report}"]
 
 

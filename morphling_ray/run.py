@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,6 +27,7 @@ from morphling_ray.target import Plan, ReplayTarget, ServeTarget, Target
 POLL_S = 0.25
 CONFIRMATIONS = 2  # of the last trials: the finalists are measured again
 TUNE_FOLDER = "tune"
+DIFFERENCE = "serve_config.diff"  # to the user's own Serve config
 
 
 class Run:
@@ -124,28 +126,7 @@ class Run:
             poll.join(timeout=2.0)
 
     def _new_session(self, plan: Plan) -> SearchSession:
-        experiment = self.experiment
-        budget = experiment.time_budget  # counts from the command, not from here
-        sampler = make_sampler(
-            experiment.searcher,
-            plan.space,
-            plan.objective,
-            seed=experiment.seed,
-            prior=Path(experiment.prior) if experiment.prior else None,
-        )
-        session = SearchSession(
-            plan.space,
-            plan.objective,
-            sampler,
-            max_trials=experiment.max_trials,
-            time_budget_s=None if budget is None else max(0.0, budget - self.seconds),
-            clock=time.monotonic,
-            confirm=CONFIRMATIONS if self._target.needs_serve else 0,
-            initial=plan.initial,
-            stop_probability=experiment.stop_probability,
-            cost=self._target.cost_per_hour,
-            give_up_after=3 if self._target.needs_serve else 0,  # infeasible records say nothing of the set-up
-        )
+        session = new_session(self.experiment, self._target, plan, elapsed_s=self.seconds)
         for note in session.notes:
             self._say(note)
         for trial in self._kept:
@@ -208,6 +189,9 @@ class Run:
 
     def _on_trial(self, number: int, measurement: Measurement, objective: float | None) -> None:
         ask, started = self._asked.pop(number)
+        cost = self._target.cost_per_hour(measurement.configuration)
+        if cost is not None:
+            measurement = replace(measurement, details={**measurement.details, "cost_per_hour": round(cost, 6)})
         trial = Trial(
             number=number,
             stage=ask.stage,
@@ -278,9 +262,12 @@ class Run:
             header = (
                 f"# {result['summary']}\n# Measured by morphling_ray; report.html beside this file has the evidence.\n"
             )
-            text = self._target.serve_config(result["configuration"], header)
+            scale = (result["copies"] or 1, result["ongoing_requests"])
+            text = self._target.serve_config(result["configuration"], header, scale=scale)
             if text is not None:
                 self.directory.write_text("serve_config.yaml", text)
+                if difference := self._target.difference(text):
+                    self.directory.write_text(DIFFERENCE, difference)
         self.directory.write_recommendation(result)
         self.directory.write_text("report.html", render(self.directory.path))
         short = ("run_dir", "configuration", "peak_rps", "objective", "objective_name", "cost_per_hour", "p99_s")
@@ -291,7 +278,8 @@ class Run:
         folder = self.directory.path
         config = folder / "serve_config.yaml"
         stored = self.directory.recommendation() or {}
-        return closing_lines(stored, folder / "report.html", config if config.exists() else None)
+        difference = (folder / DIFFERENCE).read_text() if (folder / DIFFERENCE).exists() else ""
+        return closing_lines(stored, folder / "report.html", config if config.exists() else None, difference)
 
     def discard_if_empty(self) -> None:
         """Removes a run directory in which nothing was measured."""
@@ -316,12 +304,26 @@ def check(experiment: Experiment) -> Target:
     return ServeTarget(experiment) if experiment.replay is None else ReplayTarget(experiment)
 
 
-def dry_run(experiment: Experiment) -> dict[str, Any]:
-    """What would be searched, on a cluster like this machine; starts nothing and leaves nothing behind.
-
-    Raises:
-        MorphlingError: Something cannot work.
-    """
-    here = Cluster(local=True, nodes=({"CPU": float(len(os.sched_getaffinity(0)))},))
-    space = check(experiment).plan(here).space
-    return {**experiment.to_dict(), **space.to_dict(), "configurations": len(space)}
+def new_session(experiment: Experiment, target: Target, plan: Plan, *, elapsed_s: float) -> SearchSession:
+    """The search that an experiment asks for, before its first trial; its time budget began `elapsed_s` ago."""
+    budget = experiment.time_budget
+    sampler = make_sampler(
+        experiment.searcher,
+        plan.space,
+        plan.objective,
+        seed=experiment.seed,
+        prior=Path(experiment.prior) if experiment.prior else None,
+    )
+    return SearchSession(
+        plan.space,
+        plan.objective,
+        sampler,
+        max_trials=experiment.max_trials,
+        time_budget_s=None if budget is None else max(0.0, budget - elapsed_s),
+        clock=time.monotonic,
+        confirm=CONFIRMATIONS if target.needs_serve else 0,
+        initial=plan.initial,
+        stop_probability=experiment.stop_probability,
+        cost=target.cost_per_hour,
+        give_up_after=3 if target.needs_serve else 0,  # infeasible records say nothing of the set-up
+    )

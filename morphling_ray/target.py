@@ -6,7 +6,7 @@ Two kinds, alike to everything else: a Serve application, and a task of a record
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
@@ -17,6 +17,9 @@ from morphling_ray.load.client import is_grpc, is_http
 from morphling_ray.load.driver import RequestSource
 from morphling_ray.objective import ExpressionObjective, Objective, Prices, ServingObjective
 from morphling_ray.space import Configuration, SearchSpace
+
+if TYPE_CHECKING:
+    from morphling_ray.serving.costs import ApplicationCosts
 
 UNITS = {"rps": "RPS", "rps_per_dollar": "RPS per $/h", "cheapest": "$/h"}
 
@@ -29,7 +32,7 @@ class Plan:
         space: All configurations that the cluster can hold.
         objective: What is maximised.
         unit: Unit of the objective as it is reported.
-        initial: Measured first: the application's present configuration, where it is in the space.
+        initial: Measured first: the application's present configuration, where it is known.
         make_evaluator: Called in the lane's process with `arguments`.
         arguments: Keyword arguments.
         notes: What the user should know about the plan.
@@ -61,8 +64,20 @@ class Target(Protocol):
         """Dollars an hour of one copy; None where there are no prices."""
         ...
 
-    def serve_config(self, configuration: Configuration, header: str) -> str | None:
-        """The Serve config as text; None where there is nothing to deploy."""
+    def serve_config(
+        self, configuration: Configuration, header: str, *, scale: tuple[int, float | None] = (1, None)
+    ) -> str | None:
+        """The Serve config as text; None where there is nothing to deploy.
+
+        Args:
+            configuration: What is recommended.
+            header: Comment lines to begin with.
+            scale: Copies of it, and requests in flight at each that leave its peak some headroom.
+        """
+        ...
+
+    def difference(self, config: str) -> str:
+        """A Serve config as a diff to the user's own; empty where there is none."""
         ...
 
 
@@ -93,8 +108,9 @@ class ServeTarget:
         self._declared = experiment.search_space() if experiment.space is not None else None
         if self._declared is not None:
             check_knobs(self._declared.knobs, self.facts)
-            self._prices.cost_per_hour(self._with_fixed(self._declared.columns))  # a GPU type without a price raises
+            self._costs(self._declared).cost_per_hour(self._declared.columns)  # a GPU type without a price raises
         self.root_url: str | None = None  # of the proxy, once Serve runs
+        self._priced: ApplicationCosts | None = None  # of the planned space
 
     def _requests(self) -> tuple[RequestSource, str | None]:
         """What requests send, and through which proxy of Serve (`http`, `grpc`); None for the Serve handle."""
@@ -123,14 +139,10 @@ class ServeTarget:
             return replace(source, values=tuple(posts)), "http"
         return source, "http" if is_http(first) else None
 
-    def _with_fixed(self, columns: dict[str, Any]) -> dict[str, Any]:
-        """Knob columns, and what the application's code fixes where it is not a knob: both cost money."""
-        ingress = self.facts.deployments[self.facts.ingress]
-        fixed: dict[str, Any] = {
-            "cpu_cores": ingress.ray_actor_options.get("num_cpus", 1) or 0,
-            "num_replicas": ingress.num_replicas or 1,
-        }
-        return {**fixed, **columns}
+    def _costs(self, space: SearchSpace) -> "ApplicationCosts":
+        from morphling_ray.serving.costs import ApplicationCosts
+
+        return ApplicationCosts(self._prices, self.facts, space.knobs)
 
     def start_serve(self) -> bool:
         """Starts Serve on the cluster where it does not run yet; whether it did, and Serve so is ours to shut down."""
@@ -143,17 +155,19 @@ class ServeTarget:
         """See `Target`."""
         from morphling_ray.evaluate.online import OnlineEvaluator
         from morphling_ray.serving.default_space import default_space
-        from morphling_ray.serving.serve_config import check_knobs, present_configuration, resources
+        from morphling_ray.serving.serve_config import check_knobs, replica_resources, total
 
         space = self._declared or default_space(self.facts, cluster.largest_cpus)
         check_knobs(space.knobs, self.facts)
-        needs = [resources(self.facts, c) for c in space.configurations]
+        replicas = [replica_resources(self.facts, c) for c in space.configurations]
+        needs = [total(each) for each in replicas]
         for gpus in {tuple(sorted((k, v) for k, v in n.items() if k != "CPU")) for n in needs}:
             cluster.check_gpus(dict(gpus))
         held = [
-            c for c, n in zip(space.configurations, needs, strict=True)
-            if cluster.can_hold(n) and c.get("cpu_cores", 1) <= cluster.largest_cpus  # type: ignore[operator]
-        ]  # fmt: skip
+            c
+            for c, each, needed in zip(space.configurations, replicas, needs, strict=True)
+            if cluster.can_hold(needed) and all(replica["CPU"] <= cluster.largest_cpus for replica in each)
+        ]
         if not held:
             raise InputError(
                 f"no configuration of the space fits the cluster, whose largest node has {cluster.largest_cpus} cores"
@@ -162,19 +176,20 @@ class ServeTarget:
         if len(held) < len(space):
             notes = (f"{len(space) - len(held)} of {len(space)} configurations need more than the cluster has",)
             space = SearchSpace(space.knobs, space.constraints, held)
+        present, more = self._present(space, cluster)
+        notes += more
+        self._priced = self._costs(space)
         objective = ServingObjective(
             self._experiment.objective,
-            self._prices,
+            self._priced,
             self._experiment.target_rps,
-            fixed=self._with_fixed({}),
             descriptors=self._experiment.descriptors,
         )
-        present = present_configuration(space.knobs, self.facts)
         return Plan(
             space=space,
             objective=objective,
             unit=UNITS[objective.name],
-            initial=(present,) if present is not None and present in space else (),
+            initial=(present,) if present is not None else (),
             make_evaluator=OnlineEvaluator,
             arguments={
                 "facts": self.facts,
@@ -190,17 +205,39 @@ class ServeTarget:
             notes=notes,
         )
 
+    def _present(self, space: SearchSpace, cluster: Cluster) -> tuple[Configuration | None, tuple[str, ...]]:
+        """The application's present configuration, where it is known and fits, and what is to be said of it."""
+        from morphling_ray.serving.serve_config import present_configuration, replica_resources, total
+
+        present = present_configuration(space.knobs, self.facts)
+        if present is None or present in space:
+            return present, ()
+        if not cluster.can_hold(total(replica_resources(self.facts, present))):
+            return None, ("the present configuration needs more than the cluster has: it is not measured",)
+        return present, ("the present configuration is not in the space: it is measured, to be compared with",)
+
     def cost_per_hour(self, configuration: Configuration) -> float | None:
         """See `Target`."""
-        return float(self._prices.cost_per_hour(self._with_fixed(dict(configuration))))
+        return float(self._priced.cost_per_hour(configuration)) if self._priced is not None else None
 
-    def serve_config(self, configuration: Configuration, header: str) -> str | None:
+    def serve_config(
+        self, configuration: Configuration, header: str, *, scale: tuple[int, float | None] = (1, None)
+    ) -> str | None:
         """See `Target`."""
-        from morphling_ray.serving.serve_config import serve_config
+        from morphling_ray.serving.config_file import edited
+        from morphling_ray.serving.serve_config import Scale, edits, serve_config
 
+        if self.facts.config_file is not None:
+            return header + edited(*self.facts.config_file, edits(self.facts, configuration, Scale(*scale)))
         servicer = self._experiment.grpc_servicer
-        config = serve_config(self.facts, configuration, grpc_servicer=servicer)
+        config = serve_config(self.facts, configuration, grpc_servicer=servicer, scale=Scale(*scale))
         return header + yaml.safe_dump(config, sort_keys=False)
+
+    def difference(self, config: str) -> str:
+        """See `Target`."""
+        from morphling_ray.serving.config_file import difference
+
+        return difference(self.facts.config_file[0], config) if self.facts.config_file is not None else ""
 
     @property
     def is_demo(self) -> bool:
@@ -246,6 +283,12 @@ class ReplayTarget:
         """See `Target`."""
         return None
 
-    def serve_config(self, configuration: Configuration, header: str) -> str | None:
+    def serve_config(
+        self, configuration: Configuration, header: str, *, scale: tuple[int, float | None] = (1, None)
+    ) -> str | None:
         """See `Target`."""
         return None
+
+    def difference(self, config: str) -> str:
+        """See `Target`."""
+        return ""

@@ -32,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_flags(parser)
     parser.add_argument("--resume", metavar="DIR", help="go on with an interrupted run, keeping every finished trial")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, say the plan and what it takes, start nothing"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     arguments = parser.parse_args(argv)
     started = time.monotonic()
@@ -47,14 +49,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _tune(arguments: argparse.Namespace, argv: list[str], started: float) -> int:
-    from morphling_ray.run import Run, dry_run
+    from morphling_ray.run import Run
 
     experiment = _experiment(arguments)
     if arguments.dry_run:
-        sys.stdout.write(json.dumps(dry_run(experiment)) + "\n")
-        return FOUND
+        return _dry_run(experiment, quiet=arguments.quiet)
     run = Run.prepare(experiment, argv=argv, started=started, resume=arguments.resume)
     return _execute(run, quiet=arguments.quiet)
+
+
+def _dry_run(experiment: Experiment, *, quiet: bool) -> int:
+    from morphling_ray.preview import dry_run
+
+    plan, lines = dry_run(experiment)
+    for line in lines if not quiet else ():
+        sys.stderr.write(line + "\n")
+    sys.stdout.write(json.dumps(plan) + "\n")
+    return FOUND
 
 
 def _experiment(arguments: argparse.Namespace) -> Experiment:

@@ -67,6 +67,11 @@ def percent(probability: float) -> str:
     return "> 99 %" if shown > 99.5 else "< 1 %" if shown < 0.5 else f"{shown:.0f} %"
 
 
+def counted(count: int, what: str) -> str:
+    """`1 trial`, `12 trials`."""
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
 def setting(value: Any) -> str:
     """A knob's value."""
     if isinstance(value, bool):

@@ -17,8 +17,9 @@ from morphling_ray.serving.serve_config import (
     largest_batch,
     place_of,
     present_configuration,
-    resources,
+    replica_resources,
     serve_config,
+    total,
 )
 from morphling_ray.space import Configuration, Knob
 
@@ -97,7 +98,7 @@ def test_knobs_go_where_they_belong(batched: ApplicationFacts) -> None:
     assert variables["PYTHONPATH"].split(":")[0] == str(APPS)
     assert config["applications"][0]["runtime_env"]["env_vars"]["PYTHONPATH"].split(":")[0] == str(APPS)
     assert expected_replicas(batched, configuration) == 3
-    assert resources(batched, configuration) == {"CPU": 6.0, "GPU": 0.0}
+    assert total(replica_resources(batched, configuration)) == {"CPU": 6.0, "GPU": 0.0}
     assert largest_batch(configuration) == 8
 
 
@@ -114,22 +115,24 @@ def test_gpu_knobs(batched: ApplicationFacts) -> None:
     configuration: Configuration = {"num_gpus": 1, "gpu_type": "T4"}
     options = the_only(serve_config(batched, configuration))["ray_actor_options"]
     assert (options["num_gpus"], options["accelerator_type"]) == (1, "T4")
-    assert resources(batched, configuration)["GPU"] == 1.0
-    assert resources(batched, configuration)["accelerator_type:T4"] > 0
+    assert total(replica_resources(batched, configuration))["GPU"] == 1.0
+    assert total(replica_resources(batched, configuration))["accelerator_type:T4"] > 0
 
 
 def test_names_with_several_deployments(web: ApplicationFacts) -> None:
     """Fails if a short name is guessed, or a full one is not understood."""
     with pytest.raises(InputError, match=r"write deployments\.Model\.cpu_cores or deployments\.Web\.cpu_cores"):
         place_of("cpu_cores", web)
-    place = place_of("deployments.Model.autoscaling_config.target_ongoing_requests", web)
-    assert (place.deployment, place.keys) == ("Model", ("autoscaling_config", "target_ongoing_requests"))
+    place = place_of("deployments.Model.ray_actor_options.num_cpus", web)
+    assert (place.deployment, place.keys) == ("Model", ("ray_actor_options", "num_cpus"))
     with pytest.raises(InputError, match="the application's deployments are Model, Web"):
         place_of("deployments.Nobody.num_replicas", web)
     with pytest.raises(InputError, match="after the deployment comes one of"):
         place_of("deployments.Model.number_of_replicas", web)
-    with pytest.raises(InputError, match="say what to search"):
-        default_space(web, cores=2)
+    space = default_space(web, cores=2)
+    assert {f"deployments.{d}.{k}" for d in ("Model", "Web") for k in ("cpu_cores", "num_replicas")} == set(
+        space.columns
+    )
 
 
 @pytest.mark.parametrize(
@@ -142,10 +145,11 @@ def test_values_must_fit_their_knob(batched: ApplicationFacts, name: str, values
 
 
 def test_the_present_configuration(batched: ApplicationFacts) -> None:
-    """Fails if it is invented where the code's value is not among the knob's."""
+    """Fails if it is not what the code says, also where that is not among the knob's values."""
     knobs = (Knob.infer("max_batch_size", [1, 4]), Knob.infer("cpu_cores", [1, 2]))
     assert present_configuration(knobs, batched) == {"max_batch_size": 1, "cpu_cores": 1}
-    assert present_configuration((Knob.infer("max_batch_size", [2, 4]),), batched) is None
+    assert present_configuration((Knob.infer("max_batch_size", [2, 4]),), batched) == {"max_batch_size": 1}
+    assert present_configuration((Knob.infer("gpu_type", ["T4"]),), batched) is None
 
 
 def test_a_default_space_from_the_code_alone(batched: ApplicationFacts) -> None:

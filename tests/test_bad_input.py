@@ -1,5 +1,6 @@
 """What cannot work gets one clear line and status 2, and leaves nothing."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,14 @@ def test_a_dry_run_says_the_plan_and_starts_nothing(
     """Fails if a dry run starts Ray (forbidden here), or leaves a run directory."""
     monkeypatch.chdir(tmp_path)
     assert main(["--dry-run"]) == 0
-    out, _ = capfd.readouterr()
-    assert '"configurations"' in out
+    out, err = capfd.readouterr()
+    plan = json.loads(out)
+    assert plan["configurations"] == len(plan["space"]["cpu_cores"]) * 36
+    assert plan["present"] == plan["proposals"][0]
+    assert len({str(p) for p in plan["proposals"]}) == 3
+    assert 0 < plan["expected_seconds"][0] <= plan["expected_seconds"][1]
+    assert 0 < plan["expected_dollars"][0] < 1
+    assert f"{plan['configurations']} configurations" in err
+    assert "Then morphling would try:" in err
+    assert "12 trials: about" in err
     assert list(tmp_path.iterdir()) == []

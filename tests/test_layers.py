@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluate": {"errors", "space", "measurement", "surface", "objective", "load", "serving"},
     "meta": {"errors", "space", "surface", "objective"},
     "search": {"errors", "space", "measurement", "objective", "meta"},
-    "serving": {"errors", "space"},
+    "serving": {"errors", "space", "objective"},
     "load": {"errors", "measurement", "objective", "serving"},
     "store": {"errors", "space", "measurement", "objective"},
 }
@@ -29,7 +29,7 @@ TELLING = {"console", "progress", "report", "sections", "tables", "plots", "svg"
 MAY_IMPORT |= {name: {"errors", "space", "measurement", "objective", "store"} | TELLING for name in TELLING}
 ENTRY_POINTS = {
     *("__init__", "__main__", "tune", "record", "train", "experiment", "cluster", "environment"),
-    *("target", "run", "outcome"),
+    *("target", "run", "outcome", "preview"),
 }  # may import everything
 RAY = {
     *(

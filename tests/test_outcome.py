@@ -29,8 +29,11 @@ class Target:
     def cost_per_hour(self, configuration: Configuration) -> float:
         return float(PRICES.cost_per_hour(configuration))
 
-    def serve_config(self, configuration: Configuration, header: str) -> None:
+    def serve_config(self, configuration: Configuration, header: str, **more: Any) -> None:
         return None
+
+    def difference(self, config: str) -> str:
+        return ""
 
 
 def probe(rate: float, verdict: Verdict) -> Probe:

@@ -117,6 +117,7 @@ def judge(record: Record, *, kind: str, rate_rps: float, window_s: float, slo: S
         verdict=verdict,
         reason=reason,
         tail_s=tail_s(latency, slo.percentile),
+        mean_s=round(float(latency[np.isfinite(latency)].mean()), 6) if np.isfinite(latency).any() else 0.0,
     )
 
 

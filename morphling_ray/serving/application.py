@@ -4,23 +4,28 @@ import importlib
 import inspect
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from morphling_ray.errors import InputError
+from morphling_ray.serving.config_file import read_application
+from morphling_ray.serving.config_file import split as config_file_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeploymentFacts:
-    """One deployment as its code declares it. `None` where the code leaves a setting to Serve."""
+    """One deployment as its code, or the user's Serve config, declares it. `None` where a setting is left to Serve."""
 
     name: str
     user_config: dict[str, Any] | None
     num_replicas: int | None
     max_ongoing_requests: int | None
-    autoscaled: bool
+    autoscaling: dict[str, Any] | None = None
+    """Its autoscaling settings; None where the number of replicas is fixed."""
     ray_actor_options: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    """Its entry in the user's own Serve config; empty where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,9 @@ class ApplicationFacts:
         wants_http: The ingress is a FastAPI or ASGI application, or its `__call__` takes a Starlette request.
         default_request: The module's own `request` function, called for a payload; None if it has none.
         py_executable: The interpreter of the replicas, where Ray does not find the right one by itself.
+        args: What the builder function is given; None for an application that is bound already.
+        config: The application's entry in the user's own Serve config, without its deployments; empty if there is none.
+        config_file: That config, and the application's name in it if it was given.
     """
 
     import_path: str
@@ -44,6 +52,9 @@ class ApplicationFacts:
     wants_http: bool
     default_request: str | None
     py_executable: str | None = None
+    args: dict[str, Any] | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    config_file: tuple[Path, str | None] | None = None
 
 
 def resolve_app(text: str) -> tuple[str, str | None]:
@@ -70,10 +81,18 @@ def resolve_app(text: str) -> tuple[str, str | None]:
 def inspect_app(text: str) -> ApplicationFacts:
     """Imports an application and reads its deployments.
 
+    Args:
+        text: `module:attribute`, or a Serve config file that names it (`FILE.yaml`, `FILE.yaml:APPLICATION`).
+
     Raises:
         InputError: It does not import (the message has the reason), or is not a Serve application.
     """
-    import_path, folder = resolve_app(text)
+    config_file, entry = config_file_of(text), dict[str, Any]()
+    if config_file is None:
+        import_path, folder = resolve_app(text)
+    else:
+        entry = read_application(*config_file)
+        import_path, folder = _named_in(config_file[0], str(entry["import_path"]))
     if folder and folder not in sys.path:
         sys.path.insert(0, folder)
     module_name, _, attribute = import_path.partition(":")
@@ -85,8 +104,13 @@ def inspect_app(text: str) -> ApplicationFacts:
         raise InputError(f"--app {text!r} does not import: {type(error).__name__}: {_one_line(error)}") from error
     if not hasattr(module, attribute):
         raise InputError(f"--app {text!r}: module {module_name} has no {attribute!r}")
-    built = _build(getattr(module, attribute), text)
-    deployments = {d.name: _facts(d) for d in built.deployments}
+    target = getattr(module, attribute)
+    args = dict(entry.get("args") or {}) if inspect.isfunction(target) else None
+    built = _build(target, text, args or {})
+    entries = {str(d["name"]): d for d in entry.get("deployments") or []}
+    if unknown := sorted(set(entries) - {d.name for d in built.deployments}):
+        raise InputError(f"--app {text!r}: the application has no deployment {', '.join(unknown)}")
+    deployments = {d.name: _overridden(_facts(d), entries.get(d.name, {})) for d in built.deployments}
     ingress = built.ingress_deployment_name
     request = getattr(module, "request", None)
     return ApplicationFacts(
@@ -96,10 +120,42 @@ def inspect_app(text: str) -> ApplicationFacts:
         ingress=ingress,
         wants_http=_wants_http(next(d for d in built.deployments if d.name == ingress)),
         default_request=f"{module_name}:request" if callable(request) and _takes_nothing(request) else None,
+        args=args,
+        config={key: value for key, value in entry.items() if key != "deployments"},
+        config_file=config_file,
     )
 
 
-def _build(target: Any, text: str) -> Any:
+def _named_in(file: Path, import_path: str) -> tuple[str, str | None]:
+    """A config's import path as `module:attribute`, and the folder its module is in: here, or beside the config."""
+    module, _, attribute = import_path.rpartition(":" if ":" in import_path else ".")
+    import_path, folder = resolve_app(f"{module}:{attribute}")
+    top, beside = module.split(".")[0], file.resolve().parent
+    if folder is None and ((beside / top).is_dir() or (beside / f"{top}.py").is_file()):
+        return import_path, str(beside)
+    return import_path, folder
+
+
+def _overridden(facts: DeploymentFacts, entry: dict[str, Any]) -> DeploymentFacts:
+    """A deployment with what a Serve config says of it, which beats the code."""
+    replicas = entry.get("num_replicas", facts.num_replicas)
+    fixed = isinstance(entry.get("num_replicas"), int)
+    autoscaling = None if fixed else facts.autoscaling
+    if entry.get("autoscaling_config") is not None or replicas == "auto":
+        autoscaling = dict(entry.get("autoscaling_config") or {})
+    user_config = entry.get("user_config", facts.user_config)
+    return replace(
+        facts,
+        user_config=dict(user_config) if isinstance(user_config, dict) else None,
+        num_replicas=replicas if isinstance(replicas, int) else None,
+        max_ongoing_requests=entry.get("max_ongoing_requests", facts.max_ongoing_requests),
+        autoscaling=autoscaling,
+        ray_actor_options=dict(entry.get("ray_actor_options") or facts.ray_actor_options),
+        config=dict(entry),
+    )
+
+
+def _build(target: Any, text: str, args: dict[str, Any]) -> Any:
     from ray.serve import Application, Deployment
     from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
     from ray.serve._private.build_app import build_app
@@ -112,7 +168,7 @@ def _build(target: Any, text: str) -> Any:
             "name the result of `.bind()`, or a function that returns one"
         )
     try:
-        application = call_user_app_builder_with_args_if_necessary(target, {})
+        application = call_user_app_builder_with_args_if_necessary(target, args)
         return build_app(application, name="morphling_ray")
     except Exception as error:  # a user's builder may raise anything
         raise InputError(f"--app {text!r} does not build: {type(error).__name__}: {_one_line(error)}") from error
@@ -126,9 +182,17 @@ def _facts(deployment: Any) -> DeploymentFacts:
         user_config=dict(deployment.user_config) if isinstance(deployment.user_config, dict) else None,
         num_replicas=config.num_replicas if "num_replicas" in explicit else None,
         max_ongoing_requests=config.max_ongoing_requests if "max_ongoing_requests" in explicit else None,
-        autoscaled=config.autoscaling_config is not None,
+        autoscaling=_settings(config.autoscaling_config),
         ray_actor_options=dict(deployment.ray_actor_options or {}),
     )
+
+
+def _settings(autoscaling: Any) -> dict[str, Any] | None:
+    """The settings of an autoscaling configuration that Serve's config schema takes, as plain data."""
+    if autoscaling is None:
+        return None
+    data: dict[str, Any] = autoscaling.model_dump(mode="json", exclude_unset=True)
+    return {key: value for key, value in data.items() if not key.startswith("_") and value is not None}
 
 
 def _wants_http(ingress: Any) -> bool:

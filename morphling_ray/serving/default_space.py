@@ -3,7 +3,6 @@
 from importlib import import_module
 from typing import Any
 
-from morphling_ray.errors import InputError
 from morphling_ray.serving.application import ApplicationFacts
 from morphling_ray.space import Knob, SearchSpace
 
@@ -17,14 +16,13 @@ def default_space(facts: ApplicationFacts, cores: int) -> SearchSpace:
     """The space of an application for which none was given.
 
     A module may say what is worth searching: a dict `space` of knob names and values beside the application. Otherwise
-    cores and replicas, and the batch settings that its `user_config` declares.
+    cores and replicas, and the batch settings that its `user_config` declares; of several deployments, those of each
+    one, without the waits.
 
     Args:
         facts: The application.
         cores: Cores of the largest node; values that need more are left out.
 
-    Raises:
-        InputError: The application has several deployments and says nothing itself.
     """
     declared = getattr(import_module(facts.import_path.partition(":")[0]), "space", None)
     if isinstance(declared, dict) and declared:
@@ -32,17 +30,23 @@ def default_space(facts: ApplicationFacts, cores: int) -> SearchSpace:
         constraints: list[str] = []
     else:
         values, constraints = _from_code(facts, cores)
-    if "cpu_cores" in values:
-        values["cpu_cores"] = [v for v in values["cpu_cores"] if v <= cores] or [1]
+    for name in values:
+        if name.split(".")[-1] == "cpu_cores":
+            values[name] = [v for v in values[name] if v <= cores] or [1]
     return SearchSpace([Knob.infer(name, v) for name, v in values.items()], constraints)
 
 
 def _from_code(facts: ApplicationFacts, cores: int) -> tuple[dict[str, list[Any]], list[str]]:
     if len(facts.deployments) > 1:
-        raise InputError(
-            f"the application has several deployments ({', '.join(facts.deployments)}): "
-            "say what to search in an experiment file, for example space: {deployments.NAME.num_replicas: [1, 2]}"
-        )
+        each: dict[str, list[Any]] = {}
+        for name, deployment in facts.deployments.items():
+            path = f"deployments.{name}."
+            if (deployment.ray_actor_options.get("num_cpus", 1) or 0) >= 1:  # else it is a light one, by its own word
+                each[path + "cpu_cores"] = CORES
+            each[path + "num_replicas"] = [r for r in REPLICAS if r <= cores] or [1]
+            if isinstance(present := (deployment.user_config or {}).get("max_batch_size"), int):
+                each[path + "user_config.max_batch_size"] = sorted({*BATCH_SIZES, present})
+        return each, []  # what the cluster cannot hold is left out later
     values: dict[str, list[Any]] = {"cpu_cores": CORES}
     user_config = facts.deployments[facts.ingress].user_config or {}
     for name, present in user_config.items():

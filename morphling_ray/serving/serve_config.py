@@ -1,13 +1,16 @@
 """A configuration as a Ray Serve config: what is measured is exactly what is deployed afterwards.
 
 Each knob names a place in the config. Usual knobs have short names; any other name is a key of the deployment's
-`user_config`, or a full path, `deployments.NAME.FIELD...`.
+`user_config`, or a full path: `deployments.NAME.FIELD...`, `args.NAME` of the builder function, or
+`runtime_env.env_vars.NAME`.
 """
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from ray.serve._private.constants import DEFAULT_MAX_ONGOING_REQUESTS
 
 from morphling_ray.errors import InputError
 from morphling_ray.serving.application import ApplicationFacts, DeploymentFacts, python_path
@@ -36,9 +39,9 @@ FIELDS = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a knob's value goes: a deployment, and the keys below it."""
+    """Where a knob's value goes: a deployment, or None for the application as a whole, and the keys below that."""
 
-    deployment: str
+    deployment: str | None
     keys: tuple[str, ...]
 
 
@@ -48,12 +51,19 @@ def place_of(name: str, facts: ApplicationFacts) -> Place:
     Raises:
         InputError: There is no such place, or more than one deployment could be meant.
     """
+    if name.startswith("args."):
+        if facts.args is None:
+            raise InputError(f"unknown knob {name!r}: only an application that a builder function makes takes args")
+        return Place(None, tuple(name.split(".")))
+    if name.startswith("runtime_env.env_vars.") and name.count(".") == 2:
+        return Place(None, tuple(name.split(".")))
     if name.startswith("deployments."):
         for deployment in facts.deployments:
             prefix = f"deployments.{deployment}."
             if name.startswith(prefix):
                 keys = tuple(name[len(prefix) :].split("."))
                 if keys[0] in FIELDS and all(keys):
+                    _no_autoscaling(name, keys)
                     return Place(deployment, keys)
                 raise InputError(
                     f"unknown knob {name!r}: after the deployment comes one of {', '.join(sorted(FIELDS))}"
@@ -77,6 +87,14 @@ def place_of(name: str, facts: ApplicationFacts) -> Place:
     )
 
 
+def _no_autoscaling(name: str, keys: tuple[str, ...]) -> None:
+    if keys[0] == "autoscaling_config":
+        raise InputError(
+            f"knob {name!r}: a peak belongs to a fixed number of replicas, so that autoscaling is off while it is "
+            "measured; target_ongoing_requests of the result follows from what was measured"
+        )
+
+
 def check_knobs(knobs: tuple[Knob, ...], facts: ApplicationFacts) -> None:
     """Checks that each knob has a place and each value fits it.
 
@@ -84,7 +102,8 @@ def check_knobs(knobs: tuple[Knob, ...], facts: ApplicationFacts) -> None:
         InputError: One has not, or does not.
     """
     for knob in knobs:
-        key = place_of(knob.name, facts).keys[-1]
+        place = place_of(knob.name, facts)
+        key = place.keys[-1] if place.deployment is not None else ""
         whole = key in ("cpu_cores", "num_replicas", "max_ongoing_requests")
         for value in knob.values:
             if whole and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -94,25 +113,35 @@ def check_knobs(knobs: tuple[Knob, ...], facts: ApplicationFacts) -> None:
 
 
 def present_configuration(knobs: tuple[Knob, ...], facts: ApplicationFacts) -> Configuration | None:
-    """The knobs' values as the application's code sets them; None where one is not among the knob's values."""
+    """The knobs' values as the application's code and its own Serve config set them; None where they leave one open."""
     present: Configuration = {}
     for knob in knobs:
-        place = place_of(knob.name, facts)
-        value = _declared(facts.deployments[place.deployment], place.keys)
-        if value is None or value not in knob.values:
+        value = _declared(facts, place_of(knob.name, facts))
+        if value is None:
             return None
-        present[knob.name] = value
+        # An environment variable is a text, whatever the knob's values are.
+        present[knob.name] = next((v for v in knob.values if v == value or str(v) == value), value)
     return present
 
 
-def _declared(deployment: DeploymentFacts, keys: tuple[str, ...]) -> Value | None:
+def _declared(facts: ApplicationFacts, place: Place) -> Value | None:
+    keys = place.keys
+    if place.deployment is None:
+        return _scalar({**facts.config, "args": facts.args}, keys)
+    deployment = facts.deployments[place.deployment]
     if keys == ("cpu_cores",):
-        return int(deployment.ray_actor_options.get("num_cpus", 1) or 1)
+        cores = deployment.ray_actor_options.get("num_cpus", 1) or 0
+        return int(cores) if cores == int(cores) and cores >= 1 else float(cores)
     if keys == ("num_replicas",):
         return deployment.num_replicas or 1
     if keys == ("max_ongoing_requests",):
-        return deployment.max_ongoing_requests
-    node: Any = {"user_config": deployment.user_config, "ray_actor_options": deployment.ray_actor_options}
+        return deployment.max_ongoing_requests or DEFAULT_MAX_ONGOING_REQUESTS
+    if keys == ("ray_actor_options", "num_gpus"):
+        return deployment.ray_actor_options.get("num_gpus") or 0
+    return _scalar({"user_config": deployment.user_config, "ray_actor_options": deployment.ray_actor_options}, keys)
+
+
+def _scalar(node: Any, keys: tuple[str, ...]) -> Value | None:
     for key in keys:
         node = node.get(key) if isinstance(node, dict) else None
     return node if isinstance(node, (int, float, str, bool)) else None
@@ -124,40 +153,109 @@ def application_config(
     """One entry of a Serve config's `applications`: the application with one configuration applied."""
     deployments: dict[str, dict[str, Any]] = {}
     for deployment in facts.deployments.values():
-        entry: dict[str, Any] = {"name": deployment.name}
+        entry: dict[str, Any] = {**copy.deepcopy(deployment.config), "name": deployment.name}
         # A config replaces what the code declares, so what must stay is repeated.
         if deployment.user_config is not None:
             entry["user_config"] = copy.deepcopy(deployment.user_config)
         entry["ray_actor_options"] = copy.deepcopy(deployment.ray_actor_options)
-        if deployment.autoscaled:
+        if deployment.autoscaling is not None:
             # A peak belongs to a fixed number of replicas; autoscaling would move it during the measurement.
             entry["num_replicas"], entry["autoscaling_config"] = 1, None
         deployments[deployment.name] = entry
+    config = copy.deepcopy(facts.config)
+    config.update(name=name, route_prefix=route_prefix, import_path=facts.import_path)
+    if facts.args:
+        config["args"] = copy.deepcopy(facts.args)
     for knob, value in configuration.items():
         place = place_of(knob, facts)
+        if place.deployment is None:
+            _put(config, place.keys, str(value) if place.keys[0] == "runtime_env" else value)
+            continue
         entry = deployments[place.deployment]
         if place.keys == ("cpu_cores",):
             entry["ray_actor_options"]["num_cpus"] = value
-            _environment(entry).update(cpu_environment(int(value)))
+            if isinstance(value, int):  # a share of a core, which only the present configuration has, is not enforced
+                _environment(entry).update(cpu_environment(value))
         else:
             _put(entry, place.keys, value)
     for deployment in facts.deployments.values():
         _environment(deployments[deployment.name]).update(python_path(facts.folder))
         _allow_enough_requests(deployments[deployment.name], deployment)
-    config: dict[str, Any] = {"name": name, "route_prefix": route_prefix, "import_path": facts.import_path}
-    runtime_env: dict[str, Any] = {}
+    runtime_env = config["runtime_env"] = dict(config.get("runtime_env") or {})
     if facts.folder:
-        runtime_env["env_vars"] = python_path(facts.folder)
+        runtime_env.setdefault("env_vars", {}).update(python_path(facts.folder))
     if facts.py_executable:
         runtime_env["py_executable"] = facts.py_executable
-    if runtime_env:
-        config["runtime_env"] = runtime_env
+    if not runtime_env:
+        config.pop("runtime_env")
     config["deployments"] = [_without_empty(entry) for entry in deployments.values()]
     return config
 
 
+@dataclass(frozen=True)
+class Scale:
+    """What a configuration is deployed for.
+
+    Attributes:
+        copies: Of the configuration, which sustain the rate that is wanted.
+        ongoing: Requests in flight at each replica of the ingress that leave its peak some headroom; None: not known.
+    """
+
+    copies: int = 1
+    ongoing: float | None = None
+
+
+def recommended(facts: ApplicationFacts, configuration: Mapping[str, Value], scale: Scale) -> dict[str, Any]:
+    """The application as it is to be deployed: as it was measured, in as many copies, and autoscaled if it was."""
+    config = application_config(facts, configuration)
+    knobs = {place_of(name, facts) for name in configuration}
+    for entry in config["deployments"]:
+        deployment = facts.deployments[entry["name"]]
+        if deployment.autoscaling is not None and Place(deployment.name, ("num_replicas",)) not in knobs:
+            entry.pop("num_replicas")
+            entry["autoscaling_config"] = _autoscaling(deployment, scale, facts.ingress)
+        elif scale.copies > 1:
+            entry["num_replicas"] = scale.copies * (entry.get("num_replicas") or deployment.num_replicas or 1)
+    return config
+
+
+def _autoscaling(deployment: DeploymentFacts, scale: Scale, ingress: str) -> dict[str, Any]:
+    """As declared, with the target that follows from what was measured."""
+    found = dict(deployment.autoscaling or {})
+    if scale.ongoing is not None and deployment.name == ingress:
+        found["target_ongoing_requests"] = scale.ongoing
+    if scale.copies > 1:
+        found["min_replicas"] = max(scale.copies, int(found.get("min_replicas") or 0))
+        found["max_replicas"] = max(found["min_replicas"], int(found.get("max_replicas") or 0))
+    return found
+
+
+def edits(facts: ApplicationFacts, configuration: Mapping[str, Value], scale: Scale) -> dict[str, Any]:
+    """What of the user's own Serve config changes; see `config_file.edited`."""
+    # Where the module lies and which interpreter runs it is the user's own business there.
+    config = recommended(replace(facts, folder=None, py_executable=None), configuration, scale)
+    places = [place_of(name, facts) for name in configuration]
+    changed: dict[str, Any] = {p.keys[0]: config[p.keys[0]] for p in places if p.deployment is None}
+    deployments: dict[str, dict[str, Any]] = {}
+    for entry in config["deployments"]:
+        deployment = facts.deployments[entry["name"]]
+        touched = {p.keys[0] for p in places if p.deployment == deployment.name}
+        touched = {"ray_actor_options" if key == "cpu_cores" else key for key in touched}
+        if deployment.max_ongoing_requests is None:
+            touched.add("max_ongoing_requests")
+        if deployment.autoscaling is not None or scale.copies > 1:
+            touched |= {"num_replicas", "autoscaling_config"}
+        if settings := {key: entry.get(key) for key in sorted(touched)}:
+            deployments[deployment.name] = settings
+    return {**changed, "deployments": deployments}
+
+
 def serve_config(
-    facts: ApplicationFacts, configuration: Mapping[str, Value], *, grpc_servicer: str | None = None
+    facts: ApplicationFacts,
+    configuration: Mapping[str, Value],
+    *,
+    grpc_servicer: str | None = None,
+    scale: Scale | None = None,
 ) -> dict[str, Any]:
     """A whole Serve config, as `serve run` and `serve deploy` take it."""
     config: dict[str, Any] = {
@@ -166,7 +264,7 @@ def serve_config(
     }
     if grpc_servicer is not None:
         config["grpc_options"] = grpc_options(9000, grpc_servicer)
-    return {**config, "applications": [application_config(facts, configuration)]}
+    return {**config, "applications": [recommended(facts, configuration, scale or Scale())]}
 
 
 def grpc_options(port: int, servicer: str) -> dict[str, Any]:
@@ -189,13 +287,13 @@ def replica_resources(facts: ApplicationFacts, configuration: Mapping[str, Value
     return each
 
 
-def resources(facts: ApplicationFacts, configuration: Mapping[str, Value]) -> dict[str, float]:
-    """Ray resources that the configuration holds in all; a type that is named counts once."""
-    total: dict[str, float] = {"CPU": 0.0, "GPU": 0.0}
-    for needed in replica_resources(facts, configuration):
+def total(replicas: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Ray resources that replicas hold in all; a type that is named counts once."""
+    held: dict[str, float] = {"CPU": 0.0, "GPU": 0.0}
+    for needed in replicas:
         for name, amount in needed.items():
-            total[name] = amount if name.startswith("accelerator_type:") else total[name] + amount
-    return total
+            held[name] = amount if name.startswith("accelerator_type:") else held[name] + amount
+    return held
 
 
 def expected_replicas(facts: ApplicationFacts, configuration: Mapping[str, Value]) -> int:

@@ -1,0 +1,62 @@
+"""What a search plans for a Serve application on a cluster, before anything is deployed."""
+
+from pathlib import Path
+
+import pytest
+
+from morphling_ray.cluster import Cluster
+from morphling_ray.experiment import Experiment
+from morphling_ray.target import Plan, ServeTarget
+
+APPS = Path(__file__).parent / "apps"
+TWO_CORES = Cluster(local=True, nodes=({"CPU": 2.0},))
+BATCHED, PIPELINE = f"{APPS / 'batched.py'}:app", f"{APPS / 'pipeline.yaml'}:scoring"
+
+
+def plan(app: str, cluster: Cluster = TWO_CORES, **settings: object) -> Plan:
+    return ServeTarget(Experiment(app=app, **settings)).plan(cluster)  # type: ignore[arg-type]
+
+
+def test_the_present_configuration_is_measured_although_nobody_listed_it() -> None:
+    """Fails if a user who lists other values gets no gain to read, or if what they did not list could be chosen."""
+    found = plan(BATCHED, space={"max_batch_size": [2, 4], "max_ongoing_requests": [8, 32]})
+    assert found.initial == ({"max_batch_size": 1, "max_ongoing_requests": 64},)
+    assert found.initial[0] not in found.space
+    assert any("not in the space: it is measured" in note for note in found.notes)
+    inside = plan(BATCHED, space={"max_batch_size": [1, 4]})
+    assert inside.initial == ({"max_batch_size": 1},)
+    assert not inside.notes
+
+
+def test_a_present_configuration_that_does_not_fit_is_left_out() -> None:
+    """Fails if the first trial waits for ever for cores that no node has."""
+    smaller = {"deployments.Scorer.ray_actor_options.num_cpus": [0.5]}
+    found = plan(PIPELINE, Cluster(local=True, nodes=({"CPU": 1.2},)), space=smaller)
+    assert not found.initial
+    assert any("needs more than the cluster has: it is not measured" in note for note in found.notes)
+
+
+def test_several_deployments_are_searched_without_a_word() -> None:
+    """Fails if a pipeline needs an experiment file, or if a configuration needs more cores than there are."""
+    found = plan(PIPELINE, Cluster(local=True, nodes=({"CPU": 4.0},)))
+    knobs = (
+        "Front.num_replicas",
+        "Scorer.cpu_cores",
+        "Scorer.num_replicas",
+    )  # Front takes half a core, by its own word
+    assert set(found.space.columns) == {f"deployments.{knob}" for knob in knobs}
+    columns = found.space.columns
+    scorers = columns["deployments.Scorer.cpu_cores"] * columns["deployments.Scorer.num_replicas"]
+    cores = scorers + 0.5 * columns["deployments.Front.num_replicas"]
+    assert cores.max() == 4
+    assert len(found.space) > 5
+
+
+def test_all_deployments_count_in_the_objective() -> None:
+    """Fails if another deployment than the ingress costs nothing."""
+    found = plan(PIPELINE, Cluster(local=True, nodes=({"CPU": 8.0},)), objective="rps_per_dollar")
+    small = dict.fromkeys(found.space.columns, 1)
+    large = {**small, "deployments.Scorer.cpu_cores": 4}
+    values = [float(found.objective(c, {"peak_rps": 100.0})) for c in (small, large)]
+    assert values[0] > values[1] > 0
+    assert values[0] == pytest.approx(values[1] * 2.5, rel=0.6)
