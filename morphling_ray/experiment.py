@@ -61,6 +61,9 @@ class Experiment:
     )
     time_budget: float | None = _flag("start no trial after this many seconds", metavar="S", kind=float)
     slo_p99_ms: float = _flag("the SLO: 99 %% of requests answered within X ms", default=100.0, metavar="X", kind=float)
+    slo_p50_ms: float | None = _flag(
+        "the SLO: and half of the requests within Y ms (default: no bound)", metavar="Y", kind=float
+    )
     max_error_rate: float = _flag("the SLO: share of requests that may fail", default=0.01, metavar="F", kind=float)
     objective: str = _flag(
         "what is maximised (cheapest: lowest cost that sustains --target-rps)",
@@ -116,6 +119,8 @@ class Experiment:
             raise InputError("--replay needs --task NAME and --objective-name NAME")
         if self.replay is not None and (self.loadgen or self.closed_loop):
             raise InputError("--loadgen and --closed-loop need a served application: leave --replay out")
+        if self.loadgen and self.slo_p50_ms is not None:
+            raise InputError("--loadgen knows one bound of latencies: leave --slo-p50-ms out")
         if self.replay is None and self.concurrency > 1:
             raise InputError("--concurrency above 1 works with --replay only: one machine measures one trial at a time")
         if self.replay is None and self.objective == "cheapest" and not (self.target_rps and self.target_rps > 0):
@@ -126,7 +131,12 @@ class Experiment:
 
     def slo(self) -> Slo:
         """The bounds that a rate must meet."""
-        return Slo(latency_s=self.slo_p99_ms / 1e3, percentile=99.0, max_error_rate=self.max_error_rate)
+        return Slo(
+            latency_s=self.slo_p99_ms / 1e3,
+            percentile=99.0,
+            max_error_rate=self.max_error_rate,
+            median_s=None if self.slo_p50_ms is None else self.slo_p50_ms / 1e3,
+        )
 
     def search_space(self) -> SearchSpace:
         """The space that the experiment file spells out.

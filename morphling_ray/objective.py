@@ -22,7 +22,13 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Slo:
-    """Bounds that must all hold for a rate to count: latency at a percentile, and the share of failed requests.
+    """Bounds that must all hold for a rate to count: latency at a percentile and in the median, and failed requests.
+
+    Attributes:
+        latency_s: Bound of the percentile.
+        percentile: Of latencies that keep it.
+        max_error_rate: Share of requests that may fail.
+        median_s: Bound of the median; None: it has none.
 
     Raises:
         InputError: A bound that nothing, or everything, would meet.
@@ -31,10 +37,16 @@ class Slo:
     latency_s: float
     percentile: float = 99.0
     max_error_rate: float = 0.01
+    median_s: float | None = None
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.latency_s) and self.latency_s > 0):
             raise InputError(f"the SLO's latency must be above 0 ms, got {self.latency_s * 1e3:g} ms")
+        if self.median_s is not None and not 0 < self.median_s <= self.latency_s:
+            raise InputError(
+                f"the SLO's median must be above 0 ms and at most the bound of p{self.percentile:g}, "
+                f"got {self.median_s * 1e3:g} ms"
+            )
         if not 0 < self.percentile < 100:
             got = f"{self.percentile:g} (write 99, not 0.99)"
             raise InputError(f"the SLO's percentile must lie between 0 and 100, got {got}")

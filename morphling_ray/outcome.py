@@ -7,16 +7,17 @@ import statistics
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from morphling_ray.environment import environment
 from morphling_ray.experiment import Experiment
 from morphling_ray.measurement import Measurement, Probe, Trial, Verdict
-from morphling_ray.objective import ServingObjective
+from morphling_ray.objective import ServingObjective, Slo
 from morphling_ray.search import SEARCHERS, bundled_prior
 from morphling_ray.space import Configuration
-from morphling_ray.wording import differing, percent
+from morphling_ray.wording import configuration_text, differing, percent
 
 DIFFERENCE_SHOWN = 40  # lines
 HEADROOM = 0.8  # share of the peak that an autoscaled replica is to run at
@@ -63,9 +64,7 @@ def recommendation(
         "searcher": experiment.searcher,
         "prior": _prior(experiment),
         "seed": experiment.seed,
-        "slo": None
-        if experiment.replay
-        else {"latency_s": slo.latency_s, "percentile": slo.percentile, "max_error_rate": slo.max_error_rate},
+        "slo": None if experiment.replay else asdict(slo),
         "baseline": None,
         "gain_over_baseline": None,
         "probability_within_5_percent": None,
@@ -75,12 +74,14 @@ def recommendation(
         "loadgen": loadgen,
         "stopped_because": "interrupted" if interrupted else (session.stopped_because if session is not None else ""),
         "reason": "",
+        "nearest": None,
         "notes": [*(plan.notes if plan is not None else ()), *(session.notes if session is not None else ())],
         "environment": environment(command),
         "timings_s": _timings(trials, starting_s, seconds),
     }
     if chosen is None or plan is None:
         out["reason"] = _why_nothing(trials, interrupted=interrupted)
+        out["nearest"] = _nearest(trials, slo) if plan is None or isinstance(plan.objective, ServingObjective) else None
         return out
     own = [t for t in trials if t.configuration == chosen.configuration and t.objective is not None]
     best = _most_trusted(own)
@@ -120,7 +121,7 @@ def recommendation(
             "objective": plan.objective.reported(base.objective),
         }
         out["gain_over_baseline"] = value / base.objective
-    out["summary"] = _summary(out, slo_ms=slo.latency_s * 1e3)
+    out["summary"] = _summary(out, slo)
     return out
 
 
@@ -185,11 +186,39 @@ def _why_nothing(trials: Sequence[Trial], *, interrupted: bool) -> str:
     return f"no configuration meets the SLO; {count} of {len(trials)} trials: {reason}"
 
 
-def _summary(result: dict[str, Any], slo_ms: float) -> str:
+def _nearest(trials: Sequence[Trial], slo: Slo) -> dict[str, Any] | None:
+    """The configuration that came nearest to the SLO, and the bound that it breaks by the largest factor."""
+    found = []
+    for trial in trials:
+        for probe in (p for p in trial.measurement.probes if p.judged and p.requests and p.slo_latency_s > 0):
+            bounds = [(f"p{slo.percentile:g}", probe.slo_latency_s, slo.latency_s)]
+            bounds.append(("error rate", probe.errors / probe.requests, slo.max_error_rate))
+            if slo.median_s is not None:
+                bounds.append(("p50", probe.p50_s, slo.median_s))
+            bound, value, allowed = max(bounds, key=lambda b: b[1] / max(b[2], 1e-9))
+            told = {"bound": bound, "found": value, "allowed": allowed, "rate_rps": probe.rate_rps}
+            found.append((value / max(allowed, 1e-9), {"configuration": trial.configuration, **told}))
+    return min(found, key=lambda each: each[0])[1] if found else None
+
+
+def _nearest_text(nearest: dict[str, Any]) -> str:
+    def amount(value: float) -> str:
+        return f"{100 * value:.3g} %" if nearest["bound"] == "error rate" else f"{1e3 * value:.4g} ms"
+
+    return (
+        f"{configuration_text(nearest['configuration'])} has {nearest['bound']} {amount(nearest['found'])} at "
+        f"{nearest['rate_rps']:.3g} RPS, where {amount(nearest['allowed'])} are allowed"
+    )
+
+
+def _summary(result: dict[str, Any], slo: Slo) -> str:
     knobs = ", ".join(f"{name}={value}" for name, value in result["configuration"].items())
     if result["peak_rps"] is None:
         return f"{knobs}: {result['objective_name']} {result['objective']:.4g}"
-    text = f"{knobs}: {result['peak_rps']:.4g} RPS at p99 <= {slo_ms:g} ms for ${result['cost_per_hour']:.3g} an hour"
+    bounds = f"p{slo.percentile:g} <= {slo.latency_s * 1e3:g} ms"
+    if slo.median_s is not None:
+        bounds += f" and p50 <= {slo.median_s * 1e3:g} ms"
+    text = f"{knobs}: {result['peak_rps']:.4g} RPS at {bounds} for ${result['cost_per_hour']:.3g} an hour"
     if result["copies"] and result["copies"] > 1:
         text += f", {result['copies']} copies for {result['target_rps']:g} RPS"
     if result["gain_over_baseline"] is not None:
@@ -214,7 +243,8 @@ def closing_lines(result: dict[str, Any], report: Path, config: Path | None, dif
     """
     spent = f"{result.get('trials', 0)} trials, {result.get('seconds', 0):.0f} s"
     if result.get("configuration") is None:
-        return [f"Nothing to recommend ({spent}): {result.get('reason', '')}", f"Report:  {report}"]
+        nearest = [f"Nearest: {_nearest_text(result['nearest'])}"] if result.get("nearest") else []
+        return [f"Nothing to recommend ({spent}): {result.get('reason', '')}", *nearest, f"Report:  {report}"]
     lines = [f"Best found ({spent}): {result['summary']}"]
     if config is not None:
         lines.append(f"Deploy:  {_serve()} run {shlex.quote(str(config))}")

@@ -85,7 +85,7 @@ def _lines(plan: dict[str, Any]) -> list[str]:
     lines += [f"  and, if that told nothing: {configuration_text(p)}" for p in first[1:]]
     if plan["expected_seconds"] is not None:
         low, high = (s / 60 for s in plan["expected_seconds"])
-        text = f"{counted(plan['expected_trials'], 'trial')}: about {low:.1f} to {high:.1f} minutes (slow models take more)"
+        text = f"{counted(plan['expected_trials'], 'trial')}: about {low:.1f} to {high:.1f} minutes (slow models: more)"
         if plan["expected_dollars"] is not None:
             text += f"; ${plan['expected_dollars'][0]:.2g} to ${plan['expected_dollars'][1]:.2g} by the price file"
         lines.append(text)

@@ -98,7 +98,9 @@ def _gap(summary: Summary) -> str:
 
 
 def _slo(slo: Mapping[str, Any]) -> str:
-    return f"p{float(slo.get('percentile') or 99):g} \u2264 {number(float(slo['latency_s']) * 1e3)} ms"
+    text = f"p{float(slo.get('percentile') or 99):g} \u2264 {number(float(slo['latency_s']) * 1e3)} ms"
+    median_s = slo.get("median_s")
+    return text if median_s is None else f"{text} and p50 \u2264 {number(float(median_s) * 1e3)} ms"
 
 
 def _nearest(summary: Summary) -> str:

@@ -178,7 +178,12 @@ def _derived(experiment: Mapping[str, Any], trials: tuple[Trial, ...]) -> dict[s
     name = _objective_name(experiment, {})
     best = max(measured, key=lambda t: (t.stage == "confirm", _won(t), _raw(t)), default=None)
     slo_ms = experiment.get("slo_p99_ms")
-    slo = {"percentile": 99.0, "max_error_rate": experiment.get("max_error_rate")}
+    median_ms = experiment.get("slo_p50_ms")
+    slo = {
+        "percentile": 99.0,
+        "max_error_rate": experiment.get("max_error_rate"),
+        "median_s": None if median_ms is None else float(median_ms) / 1e3,
+    }
     return {
         "configuration": dict(best.configuration) if best else None,
         "peak_rps": best.measurement.metrics.get("peak_rps") if best else None,

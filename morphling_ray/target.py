@@ -118,7 +118,8 @@ class ServeTarget:
         if text is None and self.facts.default_request is not None:
             source = RequestSource(function=self.facts.default_request, folder=folder)
         elif text is None:
-            source = RequestSource(values=({"method": "GET", "path": "/"} if self.facts.wants_http else None,))
+            get = {"method": "GET", "path": self.facts.route_prefix}
+            source = RequestSource(values=(get if self.facts.wants_http else None,))
         elif text.endswith((".json", ".jsonl")) or Path(text).is_file():
             source = RequestSource(values=tuple(read_request(Path(text))))
         else:
@@ -135,7 +136,8 @@ class ServeTarget:
         if is_grpc(first):
             return source, "grpc"
         if self.facts.wants_http and source.function is None and not all(map(is_http, source.values)):
-            posts = [v if is_http(v) else {"method": "POST", "path": "/", "json": v} for v in source.values]
+            path = self.facts.route_prefix
+            posts = [v if is_http(v) else {"method": "POST", "path": path, "json": v} for v in source.values]
             return replace(source, values=tuple(posts)), "http"
         return source, "http" if is_http(first) else None
 

@@ -17,6 +17,8 @@ BATCHED = str(APPS / "batched.py")
     [
         (["--searcher", "magic"], "", "unknown searcher 'magic'; choose morphling"),
         (["--slo-p99-ms", "0"], "", "latency must be above 0 ms, got 0 ms"),
+        (["--slo-p50-ms", "200"], "", "median must be above 0 ms and at most the bound of p99, got 200 ms"),
+        (["--slo-p50-ms", "20", "--loadgen"], "", "leave --slo-p50-ms out"),
         (["--max-error-rate", "1"], "", "error rate must lie in [0, 1), got 1"),
         (["--max-trials", "0"], "", "max_trials must be at least 1, got 0"),
         (["--time-budget", "-1"], "", "time_budget must be above 0"),

@@ -185,19 +185,25 @@ def test_a_closed_loop_and_loadgen(tmp_path: Path) -> None:
         ("broken:never_starts", "out of memory on load: MemoryError: cannot allocate 4.0 GiB"),
         ("broken:always_fails", "the first request failed: ZeroDivisionError"),
         ("broken:too_slow", "SLO missed at any rate"),
+        ("broken:hangs_at_start", "start-up timeout: not up after 9 s"),
     ],
 )
 def test_nothing_feasible_ends_with_status_3_and_the_reason(tmp_path: Path, app: str, reason: str) -> None:
     """Fails if a failing candidate ends the search with a traceback, or is waited for."""
     (tmp_path / "request.json").write_text("1" if "always" in app else "null")
-    finished = cli.tune(
-        tmp_path, "--app", app, "--request", "request.json", "--max-trials", "1", "--run-dir", "out", timeout_s=90
-    )
+    arguments = ["--app", app, "--request", "request.json", "--max-trials", "1", "--run-dir", "out"]
+    arguments += ["--startup-timeout", "9" if "hangs" in app else "60"]
+    finished = cli.tune(tmp_path, *arguments, timeout_s=90)
     assert finished.status == 3, finished.stderr
     assert finished.result["configuration"] is None
     trial = cli.lines(tmp_path / "out" / "trials.jsonl")[0]
     assert trial["infeasible_because"].startswith(reason), trial["infeasible_because"]
     assert reason.split(":")[0] in finished.stderr
+    if app == "broken:too_slow":
+        nearest = json.loads((tmp_path / "out" / "recommendation.json").read_text())["nearest"]
+        assert nearest["bound"] == "p99"
+        assert nearest["found"] > nearest["allowed"] == 0.1
+        assert "Nearest" in finished.stderr
     assert not (tmp_path / "out" / "serve_config.yaml").exists()
     assert "Traceback" not in finished.stderr
 

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,9 @@ def test_nearest_rank_decides_how_many_may_be_late(requests: int, late: int) -> 
     assert allowed_late(requests, SLO) == late
 
 
-def verdict(latency_s: list[float], *, lag_s: float = 0.001, errors: int = 0, settled: Verdict | None = None) -> Probe:
+def verdict(
+    latency_s: list[float], *, lag_s: float = 0.001, errors: int = 0, settled: Verdict | None = None, slo: Slo = SLO
+) -> Probe:
     """What is made of a window of 200 planned requests."""
     record = Record(
         due_s=np.arange(len(latency_s)) / 100.0,
@@ -118,7 +121,7 @@ def verdict(latency_s: list[float], *, lag_s: float = 0.001, errors: int = 0, se
         driver_cpu=0.1,
         settled=settled,
     )
-    return judge(record, kind="open", rate_rps=100.0, window_s=2.0, slo=SLO)
+    return judge(record, kind="open", rate_rps=100.0, window_s=2.0, slo=slo)
 
 
 def test_verdicts() -> None:
@@ -135,6 +138,15 @@ def test_verdicts() -> None:
     assert verdict([0.01] * 200, lag_s=0.03).verdict is Verdict.MET  # in time all the same
     assert verdict([0.01] * 20, settled=Verdict.MISSED).verdict is Verdict.MISSED
     assert verdict([0.01] * 120 + [0.06] * 2, settled=Verdict.MET).verdict is Verdict.MISSED  # its own percentile
+
+
+def test_a_slow_median_is_a_miss() -> None:
+    """Fails if only the tail is judged, or if the median is held against a rate that keeps both."""
+    both = replace(SLO, median_s=0.02)
+    assert verdict([0.03] * 101 + [0.01] * 99, slo=both).verdict is Verdict.MISSED
+    assert verdict([0.03] * 101 + [0.01] * 99, slo=both, settled=Verdict.MET).verdict is Verdict.MISSED
+    assert verdict([0.03] * 99 + [0.01] * 101, slo=both).verdict is Verdict.MET
+    assert verdict([0.03] * 101 + [0.01] * 99).mean_s == pytest.approx(0.0201, rel=0.01)
 
 
 def test_records_of_several_drivers_are_one() -> None:

@@ -22,6 +22,7 @@ pytestmark = [
 ]
 
 SLO_MS = 60.0
+APPS = Path(__file__).parent / "apps"
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,29 @@ def test_one_deployment_tells_about_all_settings_of_serves_own_batches(served: t
     assert probed.metrics["peak_rps"] == pytest.approx(max(foreseen), rel=0.25)
     assert evaluator.stand.replicas
     assert probed.details["replicas"] == found.details["replicas"]  # changed live
+
+
+@pytest.mark.parametrize(
+    ("app", "reason", "log"),
+    [
+        ("out_of_memory", "out of memory at batch size 16", ""),
+        ("crashes", "crash under load", "a kernel went wrong"),
+    ],
+)
+def test_a_batch_that_fails_is_named_and_smaller_ones_are_measured(
+    ray_serve: None, app: str, reason: str, log: str
+) -> None:
+    """Fails if the failure has no name, is waited for, or spoils what comes after it; batches above 4 fail here."""
+    with serving(str(APPS / f"broken.py:{app}"), {"max_batch_size": [1, 2, 4, 8, 16]}) as (_, evaluator):
+        began = time.monotonic()
+        failed = evaluator.measure({"max_batch_size": 16}, exact=True)
+        assert failed.infeasible_because.startswith(reason), failed.infeasible_because
+        assert time.monotonic() - began < 45
+        assert log in str(failed.details.get("log", ""))
+        fine = evaluator.measure({"max_batch_size": 4}, exact=True)
+        assert fine.feasible, fine.infeasible_because
+        assert fine.metrics["peak_rps"] > 80
+        assert not any(s.feasible and s.configuration["max_batch_size"] > 4 for s in fine.siblings)
 
 
 @pytest.mark.parametrize("served", [("batching", None)], indirect=True)

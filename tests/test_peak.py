@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from morphling_ray.load.peak import PeakSearch, find_peak, pooled_peak
+from morphling_ray.load.peak import MedianBound, PeakSearch, find_peak, pooled_peak
 from morphling_ray.measurement import Probe, Verdict
 
 
@@ -147,6 +147,21 @@ def test_the_peak_is_read_off_windows_beside_it(start: float) -> None:
     assert len(asked) == 3
     assert asked[1] == pytest.approx(53.95, rel=0.01)
     assert found.peak_rps < found.upper_rps < 1.1 * found.peak_rps
+
+
+def test_a_bound_of_the_median_counts_as_well() -> None:
+    """Fails if only the tail is read: half of the requests within 12.5 ms takes a rate below 100 - ln(2) / 0.0125."""
+    plain, _ = queue(0.01)
+
+    def probe(rate_rps: float, whole: bool) -> Probe:
+        return replace(plain(rate_rps, whole), p50_s=math.log(2) / max(1e-3, 100 - rate_rps))
+
+    bounds = [(0.0125, 100 - math.log(2) / 0.0125), (0.09, 53.95)]  # the second one is looser than the tail's
+    for bound_s, expected in bounds:
+        median = MedianBound(alone_s=0.01 * math.log(2), slo_s=bound_s)
+        found = pooled_peak(probe, capacity_rps=100.0, alone_s=ALONE_S, slo_s=0.1, start_rps=50.0, median=median)
+        assert found is not None
+        assert found.peak_rps == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize(("needed", "whole"), [(None, [True] * 3), (40.0, [False, True, True])])

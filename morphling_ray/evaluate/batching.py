@@ -60,6 +60,8 @@ class _Table:
     times: ServiceTimes
     overhead_s: float
     rule: Rule
+    works: float
+    """The largest batch that did not fail."""
 
 
 class BatchingTwin:
@@ -129,23 +131,25 @@ class BatchingTwin:
         largest = min(largest, next((size for size in sweep_sizes(largest) if size > room), largest))
         round_s = sum(ladder(largest)) * n / rough_rps
         window_s = min(max(ROUNDS * round_s, TABLE_S[0]), TABLE_S[1])
+        self._unfit.add(self._deployment(configuration))  # unless it survives: large batches may kill a replica
         before = [batcher.state() for batcher in self._batchers]
         for batcher in self._batchers:
             batcher.sweep(ladder(largest) * math.ceil(10 * window_s / round_s))
-        self._crew.saturate(in_flight=n * (2 * largest + 16), window_s=window_s)
+        swept = self._crew.saturate(in_flight=n * (2 * largest + 16), window_s=window_s)
         logs = [b.since(s.computed if s is not None else 0) for b, s in zip(self._batchers, before)]
         for batcher in self._batchers:
             batcher.sweep([])
             batcher.drop()
         if not logs or min(map(_busy_share, logs)) < BUSY:
-            self._unfit.add(self._deployment(configuration))
             return False
         times = ServiceTimes.measured(*logs)
         size, wait_s = self._setting(configuration)
         alone = self._crew.alone(ALONE)
         overhead_s = float(np.median(alone)) - float(times.of(1)[1]) - (wait_s if size > 1 else 0.0) if alone else 0.0
         rules = {state.rule for b in self._batchers if (state := b.state()) is not None}
-        self._tables[self._deployment(configuration)] = _Table(times, max(0.0, overhead_s), max(rules))
+        self._unfit.discard(self._deployment(configuration))
+        works = float(times.sizes.max()) if swept.errors else math.inf  # larger ones were tried, and failed
+        self._tables[self._deployment(configuration)] = _Table(times, max(0.0, overhead_s), max(rules), works)
         return True
 
     def holds(self, configuration: Configuration, foreseen_rps: float, found_rps: float) -> bool:
@@ -170,17 +174,28 @@ class BatchingTwin:
         settings = [self._setting(c) for c in configurations]
         few = max(0, STRAYS - len(self._strays))  # seldom pauses are not to be made out from few batches
         undisturbed = Strays(np.resize(table.times.strays.jitter, few), np.zeros(few))
-        peaks = predicted_peaks(
-            replace(table.times, strays=self._strays.then(undisturbed)),
-            settings,
-            slo_s=self._slo.latency_s,
-            percentile=self._slo.percentile,
-            overhead_s=table.overhead_s,
-            replicas=len(self._batchers),
-            schedules=self._schedules,
-            rule=table.rule,
+        times = replace(table.times, strays=self._strays.then(undisturbed))
+        bounds = [(self._slo.latency_s, self._slo.percentile)]
+        if self._slo.median_s is not None:
+            bounds.append((self._slo.median_s, 50.0))
+        peaks = np.min(
+            [
+                predicted_peaks(
+                    times,
+                    settings,
+                    slo_s=bound_s,
+                    percentile=percentile,
+                    overhead_s=table.overhead_s,
+                    replicas=len(self._batchers),
+                    schedules=self._schedules,
+                    rule=table.rule,
+                )
+                for bound_s, percentile in bounds
+            ],
+            axis=0,
         )
-        return [self.factor * float(peak) for peak in peaks]
+        works = [size <= table.works for size, _ in settings]
+        return [self.factor * float(peak) if fine else 0.0 for peak, fine in zip(peaks, works, strict=True)]
 
     def variants(self, configuration: Configuration) -> list[Configuration]:
         """All configurations of the space that differ from it in batch settings alone, itself included."""

@@ -78,6 +78,7 @@ class Duel:
         self._alike = stand.batches_alike(first.configuration, second.configuration)
         self.seconds = 0.0
         """Of the rounds of `compare`."""
+        self._next_s = 0.0  # what the next round takes
 
     def compare(self, *, within_s: float | None = None) -> PairedPeaks | None:
         """The comparison alone, without the winner's long windows.
@@ -90,7 +91,7 @@ class Duel:
 
     def fight(self) -> tuple[Measurement, Measurement]:
         """Compares them; one that fails has lost."""
-        if self._plain.closed_loop:  # windows of Poisson arrivals say nothing of that
+        if self._plain.closed_loop or self._slo.median_s is not None:  # of which the rounds say nothing
             return self._apart()
         with self._sides() as sides:
             found = self._rounds(sides) if sides is not None else None
@@ -146,13 +147,11 @@ class Duel:
         try:
             if not all(self._ready(side) for side in sides) or not self._find_rates(sides):
                 return None
-            ends, longest_s = [time.monotonic()], 0.0
+            began = time.monotonic()
 
             def going_on(rounds: int) -> bool:
-                nonlocal longest_s
-                ends.append(time.monotonic())
-                self.seconds, longest_s = ends[-1] - ends[0], max(longest_s, ends[-1] - ends[-2])
-                return within_s is None or self.seconds + longest_s <= within_s
+                self.seconds = time.monotonic() - began
+                return within_s is None or self.seconds + self._next_s <= within_s
 
             found = in_turn(
                 lambda number: self._round(sides, number),
@@ -211,14 +210,17 @@ class Duel:
         Of those who batch alike only the first round has windows: short ones stray by more than their burstiness may
         differ, and their capacities tell nearly all.
         """
-        order = (0, 1) if number % 2 == 0 else (1, 0)
+        began, order = time.monotonic(), (0, 1) if number % 2 == 0 else (1, 0)
         capacity = [{i: self._capacity(sides[i]) for i in turn} for turn in (order, order[::-1])]
         if not all(all(c.values()) for c in capacity):
             return None
         loops = tuple((c[0], c[1]) for c in capacity)
+        self._next_s = time.monotonic() - began
         if self._alike and number:
             return Round(loops, None)
         excess = {i: self._excess(sides[i], number) for i in order}
+        if not self._alike:
+            self._next_s = time.monotonic() - began
         return Round(loops, (excess[0], excess[1])) if all(excess.values()) else None
 
     def _capacity(self, side: Side) -> float:

@@ -226,6 +226,7 @@ class OnlineEvaluator:
             capacity_rps=twin.capacity_rps(attempt.configuration),
             alone_s=twin.alone_s(attempt.configuration),
             slo_s=self._slo.latency_s,
+            median=plain.median(twin.alone_s(attempt.configuration)),
         )
         if found and attempt.probes[-1].tail_s and not self._twin_holds(attempt, twin, peak_rps, found):
             measured = plain.measure(attempt, warm_rps, self.stand.fill(attempt))

@@ -10,10 +10,12 @@ from copy import copy
 from morphling_ray.evaluate.attempt import Attempt
 from morphling_ray.evaluate.batching import BatchingTwin
 from morphling_ray.evaluate.stand import Stand
-from morphling_ray.load.peak import PeakSearch, closed_peak, find_peak, pooled_peak
+from morphling_ray.load.peak import MedianBound, PeakSearch, closed_peak, find_peak, pooled_peak
 from morphling_ray.load.window import lone_tail_s
 from morphling_ray.measurement import Measurement, Probe
 from morphling_ray.objective import Slo
+from morphling_ray.serving.failures import of_requests, ran_out
+from morphling_ray.serving.serve_config import largest_batch
 from morphling_ray.space import Configuration
 
 SATURATE_S = 0.8
@@ -75,7 +77,8 @@ class PlainProbes:
             capacity = self._crew.saturate(in_flight=max(2, min(in_flight, room)), window_s=SATURATE_S)
             attempt.probes.append(capacity)
             if self.failing(capacity):
-                return attempt.measurement(infeasible_because=f"requests failed: {capacity.reason}")
+                reason = of_requests(capacity.reason, largest_batch(attempt.configuration, 1))
+                return attempt.measurement(infeasible_because=reason)
             search = self.find_peak(attempt, capacity.achieved_rps)
         if search.peak_rps > 0 and not search.rejected:
             self._ratios.append(search.peak_rps / capacity.achieved_rps)
@@ -98,6 +101,7 @@ class PlainProbes:
                 start_rps=start_rps,
                 needed_rps=attempt.needed_rps,
                 windows=WINDOWS,
+                median=self.median(statistics.median(alone)),
             )
         if search is None:
             search = find_peak(
@@ -111,6 +115,10 @@ class PlainProbes:
         if search.driver_limited:
             attempt.notes.append("the load driver, not the server, limited the highest rate that was tried")
         return search
+
+    def median(self, alone_s: float) -> MedianBound | None:
+        """The bound of the median, if the SLO has one."""
+        return MedianBound(alone_s, self._slo.median_s) if self._slo.median_s is not None else None
 
     def _in_closed_loop(self, attempt: Attempt, capacity_rps: float) -> PeakSearch:
         """The throughput of as many requests in flight as meet the SLO."""
@@ -169,8 +177,13 @@ class PlainProbes:
     def hopeless(self, attempt: Attempt, lowest_rps: float, **told: object) -> Measurement:
         """The measurement of a configuration that meets the SLO at no rate."""
         errors = next((p.reason for p in attempt.probes if p.errors), "")
-        reason = f"SLO missed at any rate: p{self._slo.percentile:g} above {self._slo.latency_s * 1e3:g} ms at "
-        reason += f"{lowest_rps:.3g} RPS" + (f"; requests failed: {errors}" if errors else "")
+        if ran_out(errors):
+            reason = of_requests(errors, largest_batch(attempt.configuration, 1))
+            return attempt.measurement(infeasible_because=reason, **told)
+        reason = f"SLO missed at any rate: p{self._slo.percentile:g} above {self._slo.latency_s * 1e3:g} ms "
+        if self._slo.median_s is not None:
+            reason += f"or p50 above {self._slo.median_s * 1e3:g} ms "
+        reason += f"at {lowest_rps:.3g} RPS" + (f"; requests failed: {errors}" if errors else "")
         return attempt.measurement(infeasible_because=reason, **told)
 
     def failing(self, closed: Probe) -> bool:

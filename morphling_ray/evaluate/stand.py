@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 from ray._private.state import available_resources_per_node
@@ -17,6 +18,7 @@ from morphling_ray.serving.application import ApplicationFacts
 from morphling_ray.serving.control import ReplicaBatcher
 from morphling_ray.serving.daemons import keep_on
 from morphling_ray.serving.deployment import Deployer, DeploymentFailed, Replica, is_local
+from morphling_ray.serving.failures import last_words, of_requests, under_load
 from morphling_ray.serving.limits import cores_of, pin_process
 from morphling_ray.serving.serve_config import (
     APP_NAME,
@@ -59,9 +61,11 @@ class Stand:
         self._own_ray = own_ray
         self._facts, self._slo, self._source = facts, slo, source
         self._root_url, self._startup_timeout_s = root_url, startup_timeout_s
-        name, prefix = (f"{APP_NAME}-{BESIDE}", f"/{BESIDE}") if beside else (APP_NAME, "/")
-        if beside and root_url is not None and not root_url.startswith(GRPC):
-            root_url += prefix
+        name, prefix = APP_NAME, facts.route_prefix
+        if beside:
+            name, prefix = f"{APP_NAME}-{BESIDE}", f"/{BESIDE}{prefix}".rstrip("/")
+            if root_url is not None and not root_url.startswith(GRPC):
+                root_url += f"/{BESIDE}"
         self.deployer = Deployer(facts, startup_timeout_s=startup_timeout_s, app_name=name, route_prefix=prefix)
         self.crew = Crew(name, source, root_url, slo)
         self.replicas: list[Replica] = []
@@ -114,7 +118,7 @@ class Stand:
             warm = self.crew.saturate(in_flight=min(self.fill(attempt), 16 * len(self.replicas)), window_s=WARM_UP_S)
         if warm.errors > self._slo.max_error_rate * warm.requests:
             attempt.probes.append(warm)
-            return f"requests failed: {warm.reason}"
+            return of_requests(warm.reason, largest_batch(attempt.configuration, 1))
         return warm
 
     def fill(self, attempt: Attempt) -> int:
@@ -156,9 +160,17 @@ class Stand:
                 if not self.replicas or self.intact():
                     raise
             attempt().notes.append(f"attempt {number} was voided: a replica was replaced while it was measured")
-        return attempt().measurement(
-            infeasible_because="crash under load: a replica was replaced during the measurement, twice"
-        )
+        ended = attempt()
+        error = next((p.reason for p in ended.probes[::-1] if p.errors), "")
+        ended.details["log"] = self._last_words()
+        return ended.measurement(infeasible_because=under_load(error, largest_batch(ended.configuration, 1)))
+
+    def _last_words(self) -> str:
+        """Of the replicas on this machine that are gone."""
+        folder = Path(ray._private.worker._global_node.get_logs_dir_path())
+        there = {r.pid for r in self.deployer.replicas()}
+        gone = [r for r in self.replicas if r.node_id == self._node_id and r.pid not in there]
+        return "\n".join(words for r in gone if (words := last_words(folder, r.pid)))
 
     @contextmanager
     def beside(self, configuration: Configuration) -> Iterator["Stand | None"]:

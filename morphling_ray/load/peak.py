@@ -45,7 +45,17 @@ class PeakSearch:
     sd: float = 0.0
 
 
-def read_off(probe: Probe, *, capacity_rps: float, alone_s: float, slo_s: float) -> float:
+@dataclass(frozen=True)
+class MedianBound:
+    """A bound of the median beside that of the tail: of requests without company, and what it may be, in seconds."""
+
+    alone_s: float
+    slo_s: float
+
+
+def read_off(
+    probe: Probe, *, capacity_rps: float, alone_s: float, slo_s: float, median: MedianBound | None = None
+) -> float:
     """The peak as one window foretells it, in RPS.
 
     At a share u of its capacity a queue's latency is about `alone + k u / (1 - u)`, at any percentile (exact for M/M/1,
@@ -56,12 +66,20 @@ def read_off(probe: Probe, *, capacity_rps: float, alone_s: float, slo_s: float)
         capacity_rps: Throughput under a closed loop.
         alone_s: Latency of a request without company.
         slo_s: Bound of the latency.
+        median: That must hold as well, if one must.
 
     Returns:
         0 where a request without company is too late already.
     """
-    used = min(probe.rate_rps / capacity_rps, HIGHEST_SHARE)
-    k = max(probe.tail_s - alone_s, LEAST_EXCESS * slo_s) * (1 - used) / used
+    found = _reached(probe.tail_s, probe.rate_rps, capacity_rps, alone_s, slo_s)
+    if median is None:
+        return found
+    return min(found, _reached(probe.p50_s, probe.rate_rps, capacity_rps, median.alone_s, median.slo_s))
+
+
+def _reached(latency_s: float, rate_rps: float, capacity_rps: float, alone_s: float, slo_s: float) -> float:
+    used = min(rate_rps / capacity_rps, HIGHEST_SHARE)
+    k = max(latency_s - alone_s, LEAST_EXCESS * slo_s) * (1 - used) / used
     ratio = (slo_s - alone_s) / k
     return capacity_rps * ratio / (1 + ratio) if ratio > 0 else 0.0
 
@@ -75,6 +93,7 @@ def pooled_peak(
     start_rps: float,
     needed_rps: float | None = None,
     windows: int = 3,
+    median: MedianBound | None = None,
 ) -> PeakSearch | None:
     """The peak as a few windows around it foretell it together.
 
@@ -87,6 +106,7 @@ def pooled_peak(
         start_rps: Rate of the first window.
         needed_rps: The peak that would be of interest: tried first, and the search ends where it is out of reach.
         windows: How many.
+        median: See `read_off`.
 
     Returns:
         None where the windows cannot be read: failed requests, too few of them, or nothing that resembles a queue.
@@ -106,7 +126,7 @@ def pooled_peak(
         if result.verdict is Verdict.INVALID:
             result = probe(rate, whole)
             probes.append(result)
-        found = read_off(result, capacity_rps=capacity_rps, alone_s=alone_s, slo_s=slo_s)
+        found = read_off(result, capacity_rps=capacity_rps, alone_s=alone_s, slo_s=slo_s, median=median)
         if result.verdict is Verdict.INVALID or result.errors or not result.tail_s or not found:
             return None
         rates.append(math.log(result.rate_rps))

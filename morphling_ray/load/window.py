@@ -93,7 +93,8 @@ def judge(record: Record, *, kind: str, rate_rps: float, window_s: float, slo: S
     reason = record.first_error
     failing = record.errors / max(1, len(latency)) > slo.max_error_rate
     requests = len(latency) if record.settled else record.planned
-    if failing or record.settled is Verdict.MISSED or late > allowed_late(requests, slo):
+    slow = slo.median_s is not None and p50 > slo.median_s
+    if failing or slow or record.settled is Verdict.MISSED or late > allowed_late(requests, slo):
         verdict = Verdict.MISSED
         if lag_s > MAX_LAG_SHARE * slo.latency_s and record.errors == 0:
             verdict = Verdict.INVALID

@@ -56,6 +56,11 @@ class ApplicationFacts:
     config: dict[str, Any] = field(default_factory=dict)
     config_file: tuple[Path, str | None] | None = None
 
+    @property
+    def route_prefix(self) -> str:
+        """Where it takes HTTP."""
+        return str(self.config.get("route_prefix") or "/")
+
 
 def resolve_app(text: str) -> tuple[str, str | None]:
     """`module:attribute`, with the module as a dotted name or as a path to a file, and the folder it is in.

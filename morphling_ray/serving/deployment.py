@@ -19,6 +19,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from morphling_ray.serving.application import ApplicationFacts
+from morphling_ray.serving.failures import on_load
 from morphling_ray.serving.serve_config import APP_NAME, application_config, expected_replicas, grpc_options
 from morphling_ray.space import Configuration
 
@@ -141,7 +142,7 @@ class Deployer:
             if status == "RUNNING" and len(replicas) == expected:
                 return replicas
             if log := _failure(application, status):
-                raise DeploymentFailed(_reason(log), log)
+                raise DeploymentFailed(on_load(log), log)
             if self._clock() > deadline:
                 raise DeploymentFailed(
                     f"start-up timeout: not up after {self._startup_timeout_s:g} s",
@@ -243,16 +244,6 @@ def _failure(application: dict[str, Any], status: str) -> str:
 
 def _last_line(text: str) -> str:
     return ([line.strip() for line in text.splitlines() if line.strip()] or ["unknown"])[-1][:300]
-
-
-def _reason(log: str) -> str:
-    """The last line of a traceback says what happened; memory errors get the field's usual name first."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    errors = [line for line in lines if "Error" in line.split(":")[0] or "Exception" in line.split(":")[0]]
-    text = (errors or lines or ["unknown"])[-1][:300]
-    if any(mark in log for mark in ("OutOfMemory", "out of memory", "MemoryError")):
-        return f"out of memory on load: {text}"
-    return f"failed to start: {text}"
 
 
 def is_local(replica: Replica, node_id: str) -> bool:

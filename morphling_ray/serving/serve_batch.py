@@ -143,6 +143,12 @@ class WatchedQueue:
         asyncio.get_running_loop().call_soon(lambda: turns.append(time.perf_counter()))
         await self._compute(function, batch)
         done = time.perf_counter()
+        if any(_failed(request.future) for request in batch):
+            return  # how long an error takes says nothing
         self._blocked.append(not turns or turns[0] - taken > 0.5 * (done - taken))
         self.log.append(Batch(len(batch), taken, done, waiting))
         self.computed += 1
+
+
+def _failed(result: "asyncio.Future[Any]") -> bool:
+    return result.done() and not result.cancelled() and result.exception() is not None

@@ -321,10 +321,10 @@ def batch_setting(facts: ApplicationFacts, configuration: Mapping[str, Value]) -
     return (size, None if wait_s is None else float(wait_s)) if isinstance(size, int) and not others else None
 
 
-def largest_batch(configuration: Mapping[str, Value]) -> int:
-    """The largest batch that any knob allows: how many requests must be in flight to fill it."""
+def largest_batch(configuration: Mapping[str, Value], default: int = 8) -> int:
+    """The largest batch that any knob allows, which says how many requests must be in flight to fill it."""
     sizes = [v for k, v in configuration.items() if k.split(".")[-1] == "max_batch_size" and isinstance(v, int)]
-    return max(sizes, default=8)
+    return max(sizes, default=default)
 
 
 def _put(entry: dict[str, Any], keys: tuple[str, ...], value: Value) -> None:

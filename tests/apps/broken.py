@@ -1,5 +1,9 @@
 """Applications and other things that do not work, each in its own way."""
 
+import os
+import sys
+import time
+
 from ray import serve
 
 
@@ -25,6 +29,47 @@ class TooSlow:
         await asyncio.sleep(0.3)
 
 
+class Batched:
+    """Serves batches by `@serve.batch`; what happens to large ones is for others to say."""
+
+    def reconfigure(self, user_config: dict[str, int]) -> None:
+        self.compute.set_max_batch_size(user_config["max_batch_size"])
+
+    @serve.batch(max_batch_size=1, batch_wait_timeout_s=0.01)
+    async def compute(self, numbers: list[int]) -> list[int]:
+        time.sleep(0.01)
+        if len(numbers) > 4:
+            self.fails()
+        return numbers
+
+    async def __call__(self, number: int) -> int:
+        return await self.compute(number)
+
+
+@serve.deployment(user_config={"max_batch_size": 1}, max_ongoing_requests=100)
+class OutOfMemory(Batched):
+    def fails(self) -> None:
+        raise MemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+@serve.deployment(user_config={"max_batch_size": 1}, max_ongoing_requests=100)
+class Crashes(Batched):
+    def fails(self) -> None:
+        print("a kernel went wrong", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+@serve.deployment
+class HangsAtStart:
+    def __init__(self) -> None:
+        time.sleep(1000)
+
+    async def __call__(self) -> None: ...
+
+
+out_of_memory = OutOfMemory.bind()
+crashes = Crashes.bind()
+hangs_at_start = HangsAtStart.bind()
 never_starts = NeverStarts.bind()
 always_fails = AlwaysFails.bind()
 too_slow = TooSlow.bind()
