@@ -20,8 +20,8 @@ test: $(VENV)/installed-dev  ## Run the tests; ARGS="tests/test_space.py" for so
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/installed-dev  ## Check style and types
-	@$(BIN)/python -m ruff check $(SOURCES)
-	@$(BIN)/python -m ruff format --check $(SOURCES)
+	@$(BIN)/python -m ruff check $(SOURCES) examples
+	@$(BIN)/python -m ruff format --check $(SOURCES) examples
 	@$(BIN)/python -m mypy --strict $(SOURCES)
 
 compare: $(VENV)/installed-dev  ## Compare searchers on recorded surfaces; ARGS="--surfaces DIR --objective NAME ..."

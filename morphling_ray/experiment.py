@@ -216,7 +216,18 @@ def resolve(arguments: argparse.Namespace) -> Experiment:
         value = getattr(arguments, entry.name, None)
         if value is not None:
             settings[entry.name] = str(Path(value).resolve()) if _is_path(entry.name, value) else value
+    if getattr(arguments, "app", None) is not None:
+        settings["app"] = _absolute(arguments.app, Path.cwd())
     return Experiment(**settings)
+
+
+def _absolute(app: str, folder: Path) -> str:
+    """An application that a Serve config names, with the path of that; any other one as it is."""
+    config = split(app)
+    if config is None:
+        return app
+    file, name = config
+    return str(folder / file) + (f":{name}" if name is not None else "")
 
 
 def read_experiment(path: Path) -> dict[str, Any]:
@@ -250,9 +261,8 @@ def read_experiment(path: Path) -> dict[str, Any]:
         if isinstance(settings.get(key), str) and _is_path(key, settings[key], folder):
             settings[key] = str(folder / settings[key])
     app = settings.get("app")
-    if isinstance(app, str) and (config := split(app)) is not None:
-        file, name = config
-        settings["app"] = f"{folder / file}" + (f":{name}" if name is not None else "")
+    if isinstance(app, str) and split(app) is not None:
+        settings["app"] = _absolute(app, folder)
     elif isinstance(app, str) and ":" in app and not app.startswith("/"):
         module = app.rpartition(":")[0]
         file = folder / (module if module.endswith(".py") else module.replace(".", "/") + ".py")

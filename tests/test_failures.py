@@ -32,9 +32,7 @@ def test_requests_that_fail() -> None:
     assert of_requests("OutOfMemoryError: CUDA out of memory", 16).startswith("out of memory at batch size 16: Out")
     assert of_requests("MemoryError: no", 1).startswith("out of memory: MemoryError")
     assert of_requests("ActorDiedError: The actor died unexpectedly", 8).startswith("crash under load: ActorDied")
-    assert (
-        of_requests("ZeroDivisionError: division by zero", 8) == "requests failed: ZeroDivisionError: division by zero"
-    )
+    assert of_requests("ZeroDivisionError: by zero", 8) == "requests failed: ZeroDivisionError: by zero"
 
 
 def test_replicas_that_are_replaced() -> None:
