@@ -120,7 +120,8 @@ def recommendation(
             "peak_rps": base.measurement.metrics.get("peak_rps"),
             "objective": plan.objective.reported(base.objective),
         }
-        out["gain_over_baseline"] = value / base.objective
+        # One configuration that was measured twice differs by chance.
+        out["gain_over_baseline"] = 1.0 if base.configuration == chosen.configuration else value / base.objective
     out["summary"] = _summary(out, slo)
     return out
 
@@ -221,7 +222,9 @@ def _summary(result: dict[str, Any], slo: Slo) -> str:
     text = f"{knobs}: {result['peak_rps']:.4g} RPS at {bounds} for ${result['cost_per_hour']:.3g} an hour"
     if result["copies"] and result["copies"] > 1:
         text += f", {result['copies']} copies for {result['target_rps']:g} RPS"
-    if result["gain_over_baseline"] is not None:
+    if result["baseline"] is not None and result["baseline"]["configuration"] == result["configuration"]:
+        text += ", which is the present configuration"
+    elif result["gain_over_baseline"] is not None:
         text += f", {result['gain_over_baseline']:.2f}x the present configuration"
     rival = differing(result["configuration"], result["compared_with"] or {}) or "the next"
     if result["tied_with"]:

@@ -4,11 +4,10 @@ import json
 import shlex
 from pathlib import Path
 
+import cli
 import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
-
-from tests import cli
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 COMMANDS = {
@@ -42,7 +41,7 @@ def test_an_example_is_tuned(tmp_path: Path, name: str) -> None:
     assert outcome["baseline"]["peak_rps"] > 0  # what runs today was measured
     if name == "vision.py":
         assert trials[0]["details"]["batches_formed"] == "blocking"
-    if name == "pipeline.py":
+    if name == "spam.py":
         text = (tmp_path / "out" / "serve_config.yaml").read_text()
         assert "# How we run it today." in text
         assert "# it hardly computes" in text

@@ -88,8 +88,7 @@ class Stand:
         try:
             self.replicas = self.deployer.deploy(configuration)
         except DeploymentFailed:
-            self.deployer.delete(wait=True)
-            self.replicas = []
+            self._clear()
             raise
         if self.replicas != before:
             self._keep_driver_away()
@@ -141,8 +140,8 @@ class Stand:
         self.crew.drain()
 
     def intact(self) -> bool:
-        """Whether the very replicas that were brought up are still there."""
-        return self.deployer.replicas() == self.replicas
+        """Whether the very replicas that were brought up are still there; Serve itself takes seconds to see a death."""
+        return self.deployer.replicas() == self.replicas and not self._dead()
 
     def steady(self, measure: Callable[[], Measurement], attempt: Callable[[], Attempt]) -> Measurement:
         """A measurement by the same replicas from its beginning to its end: otherwise it is void, and made once more.
@@ -151,6 +150,7 @@ class Stand:
             measure: Makes it.
             attempt: The attempt that it belongs to; asked where it is void.
         """
+        words = ""
         for number in (1, 2):
             try:
                 measurement = measure()
@@ -160,17 +160,27 @@ class Stand:
                 if not self.replicas or self.intact():
                     raise
             attempt().notes.append(f"attempt {number} was voided: a replica was replaced while it was measured")
+            if self._dead():
+                words = self._last_words()
+                self._clear()
         ended = attempt()
         error = next((p.reason for p in ended.probes[::-1] if p.errors), "")
-        ended.details["log"] = self._last_words()
+        ended.details["log"] = words
         return ended.measurement(infeasible_because=under_load(error, largest_batch(ended.configuration, 1)))
+
+    def _clear(self) -> None:
+        """Takes everything down, so that nothing of it is left when the next configuration is brought up."""
+        self.deployer.delete(wait=True)
+        self.replicas = []
 
     def _last_words(self) -> str:
         """Of the replicas on this machine that are gone."""
         folder = Path(ray._private.worker._global_node.get_logs_dir_path())
-        there = {r.pid for r in self.deployer.replicas()}
-        gone = [r for r in self.replicas if r.node_id == self._node_id and r.pid not in there]
-        return "\n".join(words for r in gone if (words := last_words(folder, r.pid)))
+        return "\n".join(words for r in self._dead() if (words := last_words(folder, r.pid)))
+
+    def _dead(self) -> list[Replica]:
+        """Replicas of this machine whose process is gone."""
+        return [r for r in self.replicas if r.node_id == self._node_id and not is_local(r, self._node_id)]
 
     @contextmanager
     def beside(self, configuration: Configuration) -> Iterator["Stand | None"]:

@@ -42,7 +42,7 @@ class Batched:
             self.fails()
         return numbers
 
-    async def __call__(self, number: int) -> int:
+    async def __call__(self, number: int = 0) -> int:
         return await self.compute(number)
 
 

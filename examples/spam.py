@@ -1,4 +1,4 @@
-"""Two deployments: one turns a text into counts, the other scores them. `pipeline.yaml` deploys them."""
+"""Two deployments: one turns a text into counts, the other scores them. `spam.yaml` deploys them."""
 
 import zlib
 
