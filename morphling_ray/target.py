@@ -21,6 +21,7 @@ from morphling_ray.space import Configuration, SearchSpace
 if TYPE_CHECKING:
     from morphling_ray.serving.costs import ApplicationCosts
 
+ENOUGH_TRIALS = 5  # with fewer, each goes to what the user listed
 UNITS = {"rps": "RPS", "rps_per_dollar": "RPS per $/h", "cheapest": "$/h"}
 
 
@@ -214,6 +215,8 @@ class ServeTarget:
         present = present_configuration(space.knobs, self.facts)
         if present is None or present in space:
             return present, ()
+        if self._experiment.max_trials < ENOUGH_TRIALS:
+            return None, ()
         if not cluster.can_hold(total(replica_resources(self.facts, present))):
             return None, ("the present configuration needs more than the cluster has: it is not measured",)
         return present, ("the present configuration is not in the space: it is measured, to be compared with",)

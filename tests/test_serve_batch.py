@@ -3,7 +3,8 @@
 import asyncio
 import gc
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,22 +36,24 @@ async def in_a_thread(numbers: list[int]) -> list[int]:
 
 MODELS = {"blocking": blocking, "timer": in_a_thread}
 RULES: dict[str, Rule] = {"blocking": "blocking", "timer": "timer"}
-MakeQueue = Callable[..., WatchedQueue]
 
 
-@pytest.fixture
-async def make_queue(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MakeQueue]:
-    """Makes Serve's queue outside of a replica, watched."""
+@pytest.fixture(autouse=True)
+def replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Serve's queue asks its replica for."""
     context = SimpleNamespace(_deployment_config=SimpleNamespace(max_ongoing_requests=1000))
     monkeypatch.setattr(serve, "get_replica_context", lambda: context)
-    queues = []
 
-    def make(model: str, size: int, wait_s: float, **more: Any) -> WatchedQueue:
-        queues.append(_BatchQueue(size, wait_s, more.pop("max_concurrent_batches", 1), MODELS[model], **more))
-        return WatchedQueue(queues[-1])
 
-    yield make
-    for queue in queues:
+@asynccontextmanager
+async def watching(
+    model: str, size: int, wait_s: float, max_concurrent_batches: int = 1
+) -> AsyncIterator[WatchedQueue]:
+    """Serve's own queue, watched."""
+    queue = _BatchQueue(size, wait_s, max_concurrent_batches, MODELS[model])
+    try:
+        yield WatchedQueue(queue)
+    finally:
         queue._handle_batch_task.cancel()
         await asyncio.gather(queue._handle_batch_task, return_exceptions=True)
 
@@ -79,13 +82,13 @@ async def latencies(watched: WatchedQueue, arrivals: list[float]) -> list[float]
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(("size", "wait_s"), [(4, 0.0), (8, 0.06), (3, 0.5)])
-async def test_serve_itself_follows_the_rule(make_queue: MakeQueue, model: str, size: int, wait_s: float) -> None:
+async def test_serve_itself_follows_the_rule(model: str, size: int, wait_s: float) -> None:
     """Fails if batches are formed at other times than simulated: Serve's own code, and the same arrivals."""
-    watched = make_queue(model, size, wait_s)
     rate = 0.75 * capacity_rps(ServiceTimes(np.arange(1, 9), SECONDS[1:], NO_STRAYS), (size, wait_s), RULES[model])
     arrivals = np.cumsum(np.random.default_rng(8).exponential(1 / rate, 60)) + 0.05
-    found = np.array(await latencies(watched, list(arrivals)))
-    assert watched.rule == model
+    async with watching(model, size, wait_s) as watched:
+        found = np.array(await latencies(watched, list(arrivals)))
+        assert watched.rule == model
     off = {}
     for rule in ("work-conserving", "timer", "blocking"):
         (expected,) = simulate(arrivals[None], SECONDS, [(size, wait_s)], NO_STRAYS, 0, rule)
@@ -97,62 +100,61 @@ async def test_serve_itself_follows_the_rule(make_queue: MakeQueue, model: str, 
 
 
 @pytest.mark.parametrize("model", MODELS)
-async def test_a_sweep_finds_the_time_of_each_size(make_queue: MakeQueue, model: str) -> None:
+async def test_a_sweep_finds_the_time_of_each_size(model: str) -> None:
     """Fails if batches are not of the sizes that were asked for, or if the settings do not hold again afterwards."""
-    watched = make_queue(model, 2, 0.01)
-    going = True
+    async with watching(model, 2, 0.01) as watched:
+        going = True
 
-    async def client() -> None:
-        while going:
-            await send(watched)
+        async def client() -> None:
+            while going:
+                await send(watched)
 
-    clients = [asyncio.ensure_future(client()) for _ in range(40)]
-    await asyncio.sleep(0.3)
-    before, sizes = watched.computed, [1, 4, 8, 8, 4, 1] * 3
-    wanted = ",".join(map(str, sizes))
-    deadline = time.monotonic() + 10
-    watched.sweep(sizes)
-    assert (watched.max_batch_size, watched.batch_wait_timeout_s) == (2, 0.01)
-    while wanted not in (made := ",".join(str(b.size) for b in watched.since(before))):
-        assert time.monotonic() < deadline, made
-        await asyncio.sleep(0.05)
-    await asyncio.sleep(0.3)
-    watched.sweep([])
-    going = False
-    await asyncio.gather(*clients)
-    log = watched.since(before)
-    assert log[-1].size <= 2
-    assert (watched._queue.max_batch_size, watched._queue.batch_wait_timeout_s) == (2, 0.01)
-    times = ServiceTimes.measured(log)
-    assert times.of(8)[[1, 4, 8]] == pytest.approx(SECONDS[[1, 4, 8]], rel=0.15)
-    assert watched.rule == model
+        clients = [asyncio.ensure_future(client()) for _ in range(40)]
+        await asyncio.sleep(0.3)
+        before, sizes = watched.computed, [1, 4, 8, 8, 4, 1] * 3
+        wanted = ",".join(map(str, sizes))
+        deadline = time.monotonic() + 10
+        watched.sweep(sizes)
+        assert (watched.max_batch_size, watched.batch_wait_timeout_s) == (2, 0.01)
+        while wanted not in (made := ",".join(str(b.size) for b in watched.since(before))):
+            assert time.monotonic() < deadline, made
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.3)
+        watched.sweep([])
+        going = False
+        await asyncio.gather(*clients)
+        log = watched.since(before)
+        assert log[-1].size <= 2
+        assert (watched._queue.max_batch_size, watched._queue.batch_wait_timeout_s) == (2, 0.01)
+        times = ServiceTimes.measured(log)
+        assert times.of(8)[[1, 4, 8]] == pytest.approx(SECONDS[[1, 4, 8]], rel=0.15)
+        assert watched.rule == model
 
 
-async def test_what_waits_can_be_dropped(make_queue: MakeQueue) -> None:
+async def test_what_waits_can_be_dropped() -> None:
     """Fails if requests of an ended probe are still computed, or if the queue is stuck afterwards."""
-    watched = make_queue("timer", 1, 0.0)
-    watched._queue._handle_batch_task.cancel()  # so that nothing takes them
-    sent = [send(watched) for _ in range(3)]
-    assert watched.drop() == 3
-    results = await asyncio.gather(*sent, return_exceptions=True)
-    assert {type(r).__name__ for r in results} == {"Dropped"}
+    async with watching("timer", 1, 0.0) as watched:
+        watched._queue._handle_batch_task.cancel()  # so that nothing takes them
+        sent = [send(watched) for _ in range(3)]
+        assert watched.drop() == 3
+        results = await asyncio.gather(*sent, return_exceptions=True)
+        assert {type(r).__name__ for r in results} == {"Dropped"}
 
 
-async def test_only_one_queue_that_is_known_is_watched(make_queue: MakeQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_one_queue_that_is_known_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails if a queue that computes several batches at once is taken for one that follows the rule."""
     monkeypatch.setattr(serve_batch, "_watched", [])
     gc.collect()  # queues of other tests
     assert serve_batch.only() is None
-    several = make_queue("timer", 2, 0.0, max_concurrent_batches=2)
-    gc.collect()  # queues of other tests
-    assert serve_batch.only() is None
-    several._queue.max_concurrent_batches = 1
-    found = serve_batch.only()
-    assert found is not None
-    assert found is serve_batch.only()
-    make_queue("timer", 2, 0.0)
-    monkeypatch.setattr(serve_batch, "_watched", [])
-    assert serve_batch.only() is None  # which of the two?
+    async with watching("timer", 2, 0.0, max_concurrent_batches=2) as several:
+        assert serve_batch.only() is None
+        several._queue.max_concurrent_batches = 1
+        found = serve_batch.only()
+        assert found is not None
+        assert found is serve_batch.only()
+        monkeypatch.setattr(serve_batch, "_watched", [])
+        async with watching("timer", 2, 0.0):
+            assert serve_batch.only() is None  # which of the two?
 
 
 def test_what_a_timer_serves_at_most() -> None:

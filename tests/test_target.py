@@ -18,11 +18,12 @@ def plan(app: str, cluster: Cluster = TWO_CORES, **settings: object) -> Plan:
 
 
 def test_the_present_configuration_is_measured_although_nobody_listed_it() -> None:
-    """Fails if a user who lists other values gets no gain to read, or if what they did not list could be chosen."""
+    """Fails if a user who lists other values gets no gain to read, or if it takes the only trial that there is."""
     found = plan(BATCHED, space={"max_batch_size": [2, 4], "max_ongoing_requests": [8, 32]})
     assert found.initial == ({"max_batch_size": 1, "max_ongoing_requests": 64},)
     assert found.initial[0] not in found.space
     assert any("not in the space: it is measured" in note for note in found.notes)
+    assert not plan(BATCHED, space={"max_batch_size": [2, 4]}, max_trials=1).initial
     inside = plan(BATCHED, space={"max_batch_size": [1, 4]})
     assert inside.initial == ({"max_batch_size": 1},)
     assert not inside.notes

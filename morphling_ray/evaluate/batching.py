@@ -140,17 +140,23 @@ class BatchingTwin:
         for batcher in self._batchers:
             batcher.sweep([])
             batcher.drop()
-        if not logs or min(map(_busy_share, logs)) < BUSY:
+        rule = self._rule()
+        # Where the event loop is blocked, whatever a request takes besides its batch is in the time between batches.
+        if not logs or (rule != "blocking" and min(map(_busy_share, logs)) < BUSY):
             return False
         times = ServiceTimes.measured(*logs)
         size, wait_s = self._setting(configuration)
         alone = self._crew.alone(ALONE)
         overhead_s = float(np.median(alone)) - float(times.of(1)[1]) - (wait_s if size > 1 else 0.0) if alone else 0.0
-        rules = {state.rule for b in self._batchers if (state := b.state()) is not None}
         self._unfit.discard(self._deployment(configuration))
         works = float(times.sizes.max()) if swept.errors else math.inf  # larger ones were tried, and failed
-        self._tables[self._deployment(configuration)] = _Table(times, max(0.0, overhead_s), max(rules), works)
+        self._tables[self._deployment(configuration)] = _Table(times, max(0.0, overhead_s), rule, works)
         return True
+
+    def _rule(self) -> Rule:
+        """How the replicas form batches; one that has shown that its event loop is blocked speaks for all."""
+        rules = {state.rule for b in self._batchers if (state := b.state()) is not None}
+        return "blocking" if "blocking" in rules else next(iter(rules), "work-conserving")
 
     def holds(self, configuration: Configuration, foreseen_rps: float, found_rps: float) -> bool:
         """Whether a forecast is near enough to what probes found; if not, this deployment has none from now on.
