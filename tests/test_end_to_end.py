@@ -183,17 +183,12 @@ def test_a_closed_loop_and_loadgen(tmp_path: Path) -> None:
     ("app", "reason"),
     [
         ("broken:never_starts", "out of memory on load: MemoryError: cannot allocate 4.0 GiB"),
-        ("broken:always_fails", "the first request failed: ZeroDivisionError"),
         ("broken:too_slow", "SLO missed at any rate"),
-        ("broken:hangs_at_start", "start-up timeout: not up after 9 s"),
     ],
 )
 def test_nothing_feasible_ends_with_status_3_and_the_reason(tmp_path: Path, app: str, reason: str) -> None:
     """Fails if a failing candidate ends the search with a traceback, or is waited for."""
-    (tmp_path / "request.json").write_text("1" if "always" in app else "null")
-    arguments = ["--app", app, "--request", "request.json", "--max-trials", "1", "--run-dir", "out"]
-    arguments += ["--startup-timeout", "9" if "hangs" in app else "60"]
-    finished = cli.tune(tmp_path, *arguments, timeout_s=90)
+    finished = cli.tune(tmp_path, "--app", app, "--max-trials", "1", "--run-dir", "out", timeout_s=90)
     assert finished.status == 3, finished.stderr
     assert finished.result["configuration"] is None
     trial = cli.lines(tmp_path / "out" / "trials.jsonl")[0]

@@ -39,14 +39,14 @@ def ray_serve() -> Iterator[None]:
 
 
 @contextmanager
-def serving(app: str, space: dict[str, list[Any]] | None) -> Iterator[tuple[Any, Any]]:
+def serving(app: str, space: dict[str, list[Any]] | None, **settings: Any) -> Iterator[tuple[Any, Any]]:
     """The plan of an application, and an evaluator for it."""
     from morphling_ray.cluster import Cluster
     from morphling_ray.evaluate.online import OnlineEvaluator
     from morphling_ray.experiment import Experiment
     from morphling_ray.target import ServeTarget
 
-    target = ServeTarget(Experiment(app=app, slo_p99_ms=SLO_MS, space=space))
+    target = ServeTarget(Experiment(app=app, slo_p99_ms=SLO_MS, space=space, **settings))
     plan = target.plan(Cluster(local=True, nodes=({"CPU": 2.0},)))
     evaluator = OnlineEvaluator(**plan.arguments)
     yield plan, evaluator
@@ -137,6 +137,22 @@ def test_one_deployment_tells_about_all_settings_of_serves_own_batches(served: t
     assert probed.metrics["peak_rps"] == pytest.approx(max(foreseen), rel=0.25)
     assert evaluator.stand.replicas
     assert probed.details["replicas"] == found.details["replicas"]  # changed live
+
+
+@pytest.mark.parametrize(
+    ("app", "reason"),
+    [
+        ("always_fails", "the first request failed: ZeroDivisionError"),
+        ("hangs_at_start", "start-up timeout: not up after 9 s"),
+    ],
+)
+def test_what_does_not_serve_has_a_reason(ray_serve: None, app: str, reason: str) -> None:
+    """Fails if a candidate that cannot work raises, or is waited for."""
+    began = time.monotonic()
+    with serving(str(APPS / f"broken.py:{app}"), {"cpu_cores": [1]}, startup_timeout=9.0) as (_, evaluator):
+        failed = evaluator.measure({"cpu_cores": 1})
+    assert failed.infeasible_because.startswith(reason), failed.infeasible_because
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize(

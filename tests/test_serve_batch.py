@@ -56,6 +56,7 @@ async def watching(
     finally:
         queue._handle_batch_task.cancel()
         await asyncio.gather(queue._handle_batch_task, return_exceptions=True)
+        queue._handle_batch_task = None  # else the queue would look for a running loop when it is collected
 
 
 def send(watched: WatchedQueue, number: int = 0) -> "asyncio.Future[Any]":

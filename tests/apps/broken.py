@@ -17,7 +17,7 @@ class NeverStarts:
 
 @serve.deployment
 class AlwaysFails:
-    async def __call__(self, number: int) -> int:
+    async def __call__(self, number: int = 0) -> int:
         return 1 // 0
 
 
