@@ -10,8 +10,8 @@ and holds the first `max_batch_size` requests that have arrived by then, or all 
 that its caller gives up leaves the queue.
 
 So the worker never idles while a request is due, and a batch grows while the one before it is computed. `@serve.batch`
-differs in both: it forms batches on its timer whether or not the worker is free, or blocks its event loop. `twin.py`
-computes what this rule does under any load, from the times that batches of each size take: `sweep` measures those.
+differs in both (serve_batch.py): it forms batches on its timer whether or not the worker is free, or blocks its event
+loop. `twin.py` computes what this rule does under any load, from the times that batches take: `sweep` measures those.
 """
 
 import asyncio
