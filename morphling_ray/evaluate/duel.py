@@ -23,7 +23,7 @@ from morphling_ray.measurement import Measurement, Verdict
 from morphling_ray.objective import Slo
 from morphling_ray.serving.deployment import DeploymentFailed
 
-WINDOW_S, REQUESTS = 0.6, 60  # at least
+WINDOW_S, REQUESTS = 0.6, 60  # at least; of those who batch alike half of it, which leaves more time for closed loops
 CAPACITY_S, ANSWERS = 0.3, 20  # at least
 LONGEST_S = 3.0  # of either, whatever they would need
 MOST_ROUNDS, UNALIKE_ROUNDS = 8, 4  # the law is too rough for more where it does not hold for both alike
@@ -234,13 +234,13 @@ class Duel:
 
     def _excess(self, side: Side, number: int) -> float:
         """The percentile of a window above that of lone requests, 0 if it has none; both have the same arrivals."""
-        attempt, stand = side.attempt, side.stand
+        attempt, stand, least = side.attempt, side.stand, 0.5 if self._alike else 1.0
         stand.bring_up(attempt.configuration)
         with attempt.watch.stage("probing", f"probing at {side.rate_rps:.3g} RPS, in turn with a rival"):
             for again in (0, 1):
                 probe = stand.crew.probe(
                     rate_rps=side.rate_rps,
-                    window_s=min(LONGEST_S, max(WINDOW_S, REQUESTS / side.rate_rps)),
+                    window_s=min(LONGEST_S, least * max(WINDOW_S, REQUESTS / side.rate_rps)),
                     seed=attempt.seed + 2 * number + again,
                     representative=True,
                     whole=True,
