@@ -17,7 +17,7 @@ from morphling_ray.measurement import Measurement, Probe, Trial, Verdict
 from morphling_ray.objective import ServingObjective, Slo
 from morphling_ray.search import SEARCHERS, bundled_prior
 from morphling_ray.space import Configuration
-from morphling_ray.wording import configuration_text, differing, percent
+from morphling_ray.wording import configuration_text, counted, differing, percent
 
 DIFFERENCE_SHOWN = 40  # lines
 HEADROOM = 0.8  # share of the peak that an autoscaled replica is to run at
@@ -228,7 +228,7 @@ def _summary(result: dict[str, Any], slo: Slo) -> str:
         text += f", {result['gain_over_baseline']:.2f}x the present configuration"
     rival = differing(result["configuration"], result["compared_with"] or {}) or "the next"
     if result["tied_with"]:
-        others = rival if result["compared_with"] else f"{result['tied_with']} others"
+        others = rival if result["compared_with"] else counted(result["tied_with"], "other")
         return f"{text}; a tie with {others}"
     if result["probability_better_than_next"] is not None:
         text += f"; better than {rival} with a probability of {percent(result['probability_better_than_next'])}"
