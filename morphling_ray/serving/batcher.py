@@ -18,7 +18,7 @@ import asyncio
 import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
@@ -49,6 +49,12 @@ class Batch(NamedTuple):
     done: float
     waiting: int
     """Requests that were left in the queue when it was taken."""
+
+
+def latest(log: Iterable[Batch], count: int) -> list[Batch]:
+    """The last `count` batches of a log, or as many of them as it remembers."""
+    batches = list(log)
+    return batches[max(0, len(batches) - max(0, count)) :]
 
 
 class Batcher:
@@ -112,8 +118,7 @@ class Batcher:
 
     def since(self, computed: int) -> list[Batch]:
         """The batches after the first `computed` ones, as far as they are remembered; callable from any thread."""
-        log, total = self.log.copy(), self.computed
-        return list(log)[max(0, len(log) - max(0, total - computed)) :]
+        return latest(self.log.copy(), self.computed - computed)
 
     def soon(self, function: Callable[[], Any]) -> None:
         """Has `function` called where requests are received, from any thread."""

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from morphling_ray.serving.batcher import LOGGED, Batch, Dropped
+from morphling_ray.serving.batcher import LOGGED, Batch, Dropped, latest
 from morphling_ray.serving.twin import Rule
 
 _FILLS_WITHIN_S = 0.5  # a batch of a sweep
@@ -113,8 +113,7 @@ class WatchedQueue:
 
     def since(self, computed: int) -> list[Batch]:
         """See `Batcher.since`."""
-        log, total = self.log.copy(), self.computed
-        return list(log)[max(0, len(log) - max(0, total - computed)) :]
+        return latest(self.log.copy(), self.computed - computed)
 
     def soon(self, function: Callable[[], Any]) -> None:
         """See `Batcher.soon`."""
