@@ -23,15 +23,13 @@ from morphling_ray.measurement import Measurement, Verdict
 from morphling_ray.objective import Slo
 from morphling_ray.serving.deployment import DeploymentFailed
 
-WINDOW_S, REQUESTS = 0.6, 60  # at least; of those who batch alike half of it, which leaves more time for closed loops
+WINDOW_S, REQUESTS = 0.6, 60  # at least
 CAPACITY_S, ANSWERS = 0.3, 20  # at least
 LONGEST_S = 3.0  # of either, whatever they would need
 MOST_ROUNDS, UNALIKE_ROUNDS = 8, 4  # the law is too rough for more where it does not hold for both alike
 APART_SD = 0.07  # of the logarithm of a peak that was measured long (benchmarks/peak.py)
 RATE_LOOKS, NEAR = 4, 0.1  # windows to find a rate near the peak, at most; and how near, in logs
-RATE_GAIN = (
-    0.3  # how far a rate follows an excess, in logs: the excess grows faster than the rate, by the law and in fact
-)
+RATE_GAIN = 0.3  # how far a rate follows an excess, in logs: the excess grows faster than the rate
 
 
 @dataclass
@@ -182,7 +180,7 @@ class Duel:
         return side.alone_s < self._slo.latency_s
 
     def _find_rates(self, sides: tuple[Side, Side]) -> bool:
-        """Rates near the peaks, where windows tell most: the same share of the capacity for two that are alike."""
+        """Rates near the peaks, where windows tell most: of those who batch alike, the same share of their capacities."""
         capacity = [self._capacity(side) for side in sides]
         if not all(capacity):
             return False
@@ -205,23 +203,17 @@ class Duel:
         return True
 
     def _round(self, sides: tuple[Side, Side], number: int) -> Round | None:
-        """Closed loops A B B A and a window of each, or all the other way round; None if one cannot be read.
+        """Closed loops A B B A, or the other way round, and between those who do not batch alike a window of each.
 
-        Of those who batch alike only the first round has windows: short ones stray by more than their burstiness may
-        differ, and their capacities tell nearly all.
+        None if one of them cannot be read.
         """
         began, order = time.monotonic(), (0, 1) if number % 2 == 0 else (1, 0)
         capacity = [{i: self._capacity(sides[i]) for i in turn} for turn in (order, order[::-1])]
-        if not all(all(c.values()) for c in capacity):
-            return None
-        loops = tuple((c[0], c[1]) for c in capacity)
+        excess = None if self._alike else {i: self._excess(sides[i], number) for i in order}
         self._next_s = time.monotonic() - began
-        if self._alike and number:
-            return Round(loops, None)
-        excess = {i: self._excess(sides[i], number) for i in order}
-        if not self._alike:
-            self._next_s = time.monotonic() - began
-        return Round(loops, (excess[0], excess[1])) if all(excess.values()) else None
+        if not all(all(found.values()) for found in [*capacity, excess or {}]):
+            return None
+        return Round(tuple((c[0], c[1]) for c in capacity), None if excess is None else (excess[0], excess[1]))
 
     def _capacity(self, side: Side) -> float:
         """Throughput of a short closed loop; 0 where requests fail."""
@@ -234,13 +226,13 @@ class Duel:
 
     def _excess(self, side: Side, number: int) -> float:
         """The percentile of a window above that of lone requests, 0 if it has none; both have the same arrivals."""
-        attempt, stand, least = side.attempt, side.stand, 0.5 if self._alike else 1.0
+        attempt, stand = side.attempt, side.stand
         stand.bring_up(attempt.configuration)
         with attempt.watch.stage("probing", f"probing at {side.rate_rps:.3g} RPS, in turn with a rival"):
             for again in (0, 1):
                 probe = stand.crew.probe(
                     rate_rps=side.rate_rps,
-                    window_s=min(LONGEST_S, least * max(WINDOW_S, REQUESTS / side.rate_rps)),
+                    window_s=min(LONGEST_S, max(WINDOW_S, REQUESTS / side.rate_rps)),
                     seed=attempt.seed + 2 * number + again,
                     representative=True,
                     whole=True,

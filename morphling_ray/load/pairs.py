@@ -1,4 +1,4 @@
-"""Which of two configurations has the higher peak: short windows of both in turn, until it shows.
+"""Which of two configurations has the higher peak: short looks at both in turn, until it shows.
 
 Whatever the machine does for a second or longer, it does to both sides of a round, so that differences within rounds
 tell more than two separate peaks do. A round has closed loops, for the capacities C, and may have a window of Poisson
@@ -7,8 +7,9 @@ arrivals each, at a share u of its capacity, for the burstiness b: the SLO's per
     alone + b / C * u / (1 - u)        (see `peak.read_off`)
 
 and the peak is where that is the SLO's bound. Sides that form batches alike have about the same b, so that their peaks
-differ by what their capacities and lone requests do; of others nothing is assumed. Both are what is believed of
-`log b` beforehand, and the windows speak for the rest (a linear Gaussian model, in logs).
+differ by what their capacities and lone requests do. They have no windows: a pause of the machine in one of two short
+ones differs by more than their b may, and how large b is follows well enough from the peaks that are expected. Of
+others nothing is assumed, and the windows speak (a linear Gaussian model, in logs).
 """
 
 import math
@@ -24,11 +25,11 @@ FloatArray = npt.NDArray[np.float64]
 # Standard errors from which on a difference is one: with the last round, and the power by which they fall with the
 # share of rounds that were made (the boundary of Wang and Tsiatis, Biometrics 43, 1987, for 0.35). It is looked at
 # after every round, and yet one comparison of equals in 20 at most makes a difference of them.
-BOUND, POWER = 2.5, -0.15
+BOUND, POWER = 2.3, -0.15
 ONE_LOOK = 1.96  # the same where there is one look
 # Of differences within a pair, as usual on a machine that others share, and how many pairs that counts for.
 CAPACITY_SD, EXCESS_SD, USUAL = 0.045, 0.15, 6
-ALIKE_SD, UNALIKE_SD = 0.05, 1.0  # of the difference of `log b` that is expected
+ALIKE_SD = 0.05  # of the difference of `log b` of those who batch alike
 LAW_SD = 0.03  # what the law may be off by, of the ratio of peaks, where both sides do not follow it alike
 
 
@@ -38,8 +39,8 @@ class Round:
 
     Attributes:
         capacity_rps: Throughputs of closed loops of both, in turn, shape `(c, 2)`.
-        excess_s: Of each side's window, how much the percentile of latency was above that of lone requests; None where
-            there was no window (the first round has one).
+        excess_s: Of each side's window, how much the percentile of latency was above that of lone requests; None
+            between those who batch alike.
     """
 
     capacity_rps: tuple[tuple[float, float], ...]
@@ -84,7 +85,7 @@ def in_turn(
 
     Args:
         make_round: Makes the round of that number, from 0; None where a window cannot be read.
-        rates_rps: Of each side's windows.
+        rates_rps: Of each side's windows; between those who batch alike the peaks that are expected.
         alone_s: The percentile of latency without company.
         slo_s: Bound of the latency.
         alike: Both form batches by the same settings.
@@ -118,30 +119,23 @@ def log_ratio(
 ) -> tuple[float, float]:
     """Mean and standard deviation of the logarithm of the first one's peak over the second one's; see `in_turn`."""
     capacity = np.log(np.concatenate([np.array(r.capacity_rps) for r in rounds]))  # (rounds * c, 2)
-    excess = np.log(np.array([r.excess_s for r in rounds if r.excess_s is not None]))  # (windows, 2)
-    c, e = capacity.mean(0), excess.mean(0)
-    c_sd = _sd(capacity, CAPACITY_SD) / math.sqrt(2 * len(capacity))  # of one side
-    e_sd = _sd(excess, EXCESS_SD) / math.sqrt(2 * len(excess))
-    used = np.minimum(np.array(rates_rps) / np.exp(c), 0.98)
-    # Unknown are log C and log b of both, less where the means put them. An excess tells of b, and of C as well:
-    # excess = log b - log C + log(u / (1 - u)), whose slope in log C is -1 - 1 / (1 - u).
-    slope = -1.0 - 1.0 / (1.0 - used)
-    b = e + c - np.log(used / (1.0 - used))
-    rows = np.array(
-        [
-            [1 / c_sd, 0, 0, 0],
-            [0, 1 / c_sd, 0, 0],
-            [slope[0] / e_sd, 0, 1 / e_sd, 0],
-            [0, slope[1] / e_sd, 0, 1 / e_sd],
-        ]
-    )
-    prior_sd = ALIKE_SD if alike else UNALIKE_SD
-    prior = np.array([0, 0, 1 / prior_sd, -1 / prior_sd])
-    precision = rows.T @ rows + np.outer(prior, prior)
-    covariance = np.linalg.inv(precision)
-    moved = covariance @ prior * (-(b[0] - b[1]) / prior_sd)
-    c, b = c + moved[:2], b + moved[2:]
+    c, c_sd = capacity.mean(0), _sd(capacity, CAPACITY_SD) / math.sqrt(2 * len(capacity))  # of one side
     room = slo_s - np.array(alone_s)
+    used = np.minimum(np.array(rates_rps) / np.exp(c), 0.98)
+    # What is unknown is log C and log b of both; its covariance.
+    if alike:
+        b = np.full(2, (np.log(room * (1.0 - used) / used) + c).mean())
+        covariance = np.diag(np.square([c_sd, c_sd, ALIKE_SD / math.sqrt(2.0), ALIKE_SD / math.sqrt(2.0)]))
+    else:
+        excess = np.log(np.array([r.excess_s for r in rounds]))  # (rounds, 2)
+        b = excess.mean(0) + c - np.log(used / (1.0 - used))
+        # An excess tells of b, and of C as well: excess = log b - log C + log(u / (1 - u)), whose slope in log C is
+        # -1 - 1 / (1 - u).
+        e_sd = _sd(excess, EXCESS_SD) / math.sqrt(2 * len(excess))
+        slope = -1.0 - 1.0 / (1.0 - used)
+        rows = [[1, 0, 0, 0], [0, 1, 0, 0], [slope[0], 0, 1, 0], [0, slope[1], 0, 1]]
+        seen = np.array(rows) / np.array([[c_sd], [c_sd], [e_sd], [e_sd]])
+        covariance = np.linalg.inv(seen.T @ seen)
     stretch = room * np.exp(c - b)
     share = stretch / (1.0 + stretch)  # the peak over the capacity
     gradient = np.concatenate([2.0 - share, share - 1.0]) * np.array([1.0, -1.0, 1.0, -1.0])
