@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from ray import serve
 
-from morphling_ray.serving.torch_server import ServedModel
+from morphling_ray.serving.torch_model import ServedModel
 
 
 class Decorated:
@@ -51,5 +51,5 @@ def application(model: str, in_a_thread: bool) -> serve.Application:
     return deployment.bind(model, in_a_thread)
 
 
-text_encoder = application("experiments.zoo.apps:text_encoder_model", False)
-text_encoder_in_a_thread = application("experiments.zoo.apps:text_encoder_model", True)
+text_encoder = application("experiments.zoo.models:text_encoder_model", False)
+text_encoder_in_a_thread = application("experiments.zoo.models:text_encoder_model", True)

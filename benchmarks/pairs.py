@@ -16,8 +16,8 @@ from benchmarks.slowed import space
 from morphling_ray.space import Configuration
 
 APPS = {
-    "demo": ("benchmarks.slowed:demo", "morphling_ray.serving.demo:image_request"),
-    "text_encoder": ("benchmarks.slowed:text_encoder", "experiments.zoo.apps:token_request"),
+    "demo": ("benchmarks.slowed:demo", "morphling_ray.serving.images:image_request"),
+    "text_encoder": ("benchmarks.slowed:text_encoder", "experiments.zoo.models:token_request"),
 }
 # How much longer a batch takes, and seconds to find that in: about 10 and 20 % of the peak.
 CASES = {"equal": (0.0, 7.0), "small": (0.075, 7.0), "large": (0.15, 3.0)}

@@ -38,7 +38,7 @@ def braked(model: str) -> serve.Application:
 
 
 demo = braked("morphling_ray.serving.demo:model")
-text_encoder = braked("experiments.zoo.apps:text_encoder_model")
+text_encoder = braked("experiments.zoo.models:text_encoder_model")
 space = {
     "cpu_cores": [1],
     "max_batch_size": [8],

@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         from ray import serve
 
-        from morphling_ray.serving.demo import app, image_request
+        from morphling_ray.serving.demo import app
+        from morphling_ray.serving.images import image_request
 
         for _ in range(RESTARTS + 1):
             began = time.monotonic()

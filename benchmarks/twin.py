@@ -16,10 +16,10 @@ from benchmarks.bench import keep, serving
 
 APPS = {
     "demo": ("morphling_ray.serving.demo:app", None),
-    "mobile_cnn": ("experiments.zoo.apps:mobile_cnn", "experiments.zoo.apps:large_image_request"),
-    "text_encoder": ("experiments.zoo.apps:text_encoder", "experiments.zoo.apps:token_request"),
-    "decorated": ("benchmarks.decorated:text_encoder", "experiments.zoo.apps:token_request"),
-    "decorated_in_a_thread": ("benchmarks.decorated:text_encoder_in_a_thread", "experiments.zoo.apps:token_request"),
+    "mobile_cnn": ("experiments.zoo.apps:mobile_cnn", "experiments.zoo.models:large_image_request"),
+    "text_encoder": ("experiments.zoo.apps:text_encoder", "experiments.zoo.models:token_request"),
+    "decorated": ("benchmarks.decorated:text_encoder", "experiments.zoo.models:token_request"),
+    "decorated_in_a_thread": ("benchmarks.decorated:text_encoder_in_a_thread", "experiments.zoo.models:token_request"),
 }
 SPACE = {
     "cpu_cores": [1],

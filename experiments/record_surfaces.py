@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.zoo.apps import FAMILIES, MODELS
+from experiments.zoo.models import FAMILIES, MODELS
 from morphling_ray.experiment import DEMO
 from morphling_ray.record import main as record
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     for seed, (name, family) in enumerate(FAMILIES.items()):
         if name in arguments.only:
-            request = f"experiments.zoo.apps:{MODELS[name].request.__name__}"
+            request = f"experiments.zoo.models:{MODELS[name].request.__name__}"
             what = ["--app", f"experiments.zoo.apps:{name}", "--request", request, "--out", str(SURFACES / "zoo")]
             status = record([*what, "--family", family, "--sample", str(ZOO_SAMPLE), "--seed", str(seed)])
             if status:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from morphling_ray.errors import InputError
+from morphling_ray.serving import mps
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to anybody
@@ -18,7 +19,7 @@ QUIET = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_TRAIN_V2_ENABLED": "0",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # the session, not the trial, knows the objective
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # replicas without a GPU see none, without Ray's warning about it
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # replicas that asked for no GPU see none
 }
 OBJECT_STORE_BYTES = 256 * 2**20
 
@@ -40,6 +41,11 @@ class Cluster:
         """Cores of the largest node."""
         return int(max((n.get("CPU", 0.0) for n in self.nodes), default=0.0))
 
+    @property
+    def gpu_types(self) -> list[str]:
+        """Types of the cluster's cards, as Ray names them."""
+        return sorted({k.partition(":")[2] for n in self.nodes for k in n if k.startswith("accelerator_type:")})
+
     def can_hold(self, needed: dict[str, float]) -> bool:
         """Whether all nodes together have these resources."""
         return all(sum(n.get(name, 0.0) for n in self.nodes) >= amount for name, amount in needed.items())
@@ -50,8 +56,7 @@ class Cluster:
         Raises:
             InputError: The cluster has none, too few, or not that type.
         """
-        gpus = sum(n.get("GPU", 0.0) for n in self.nodes)
-        types = sorted({k.partition(":")[2] for n in self.nodes for k in n if k.startswith("accelerator_type:")})
+        gpus, types = sum(n.get("GPU", 0.0) for n in self.nodes), self.gpu_types
         if needed.get("GPU", 0.0) > gpus:
             raise InputError(
                 f"the space asks for {needed['GPU']:g} GPU, but the cluster has {gpus:g}; "
@@ -118,7 +123,8 @@ def _check_listening(address: str) -> None:
 
 
 def disconnect() -> None:
-    """Leaves the cluster; a local one ends with all its processes."""
+    """Leaves the cluster; a local one ends with all its processes, and with the MPS daemons that they started."""
     import ray
 
     ray.shutdown()
+    mps.end_all(mps.PATIENCE_S)

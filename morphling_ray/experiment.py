@@ -15,10 +15,11 @@ from typing import Any, NoReturn
 import yaml
 
 from morphling_ray.errors import InputError
-from morphling_ray.objective import ServingObjective, Slo
+from morphling_ray.objective import BUNDLED_PRICES, ServingObjective, Slo
 from morphling_ray.serving.config_file import split
 from morphling_ray.space import Knob, SearchSpace
 
+MPS_MODES = ("auto", "on", "off")
 DEMO = "morphling_ray.serving.demo:app"
 MARKER = "morphling_ray"  # the key by which a run directory's experiment.yaml is known to be ours
 
@@ -71,7 +72,15 @@ class Experiment:
         choices=ServingObjective.NAMES,
     )
     target_rps: float | None = _flag("rate to sustain, for the objective cheapest", metavar="R", kind=float)
-    prices: str | None = _flag("what resources cost (default: the bundled prices)", metavar="FILE.yaml")
+    prices: str | None = _flag(
+        "what resources cost: a file, or the bundled ones of the paper or of AWS (default: paper)",
+        metavar="FILE.yaml|paper|aws",
+    )
+    mps: str = _flag(
+        "CUDA MPS, which makes a gpu_share bind: where parts of a GPU are given out, always, or never",
+        default="auto",
+        choices=MPS_MODES,
+    )
     prior: str | None = _flag("what was learned from earlier models (default: the bundled prior)", metavar="FILE")
     address: str | None = _flag("a running Ray cluster (default: a local one, started and ended here)", metavar="ADDR")
     concurrency: int = _flag("trials at the same time (only with --replay)", default=1, metavar="N", kind=int)
@@ -273,6 +282,8 @@ def read_experiment(path: Path) -> dict[str, Any]:
 
 def _is_path(name: str, value: str, folder: Path | None = None) -> bool:
     if name not in _PATHS or not isinstance(value, str):
+        return False
+    if name == "prices" and value in BUNDLED_PRICES:
         return False
     if name == "request":  # a file, or module:function
         return value.endswith((".json", ".jsonl")) or ((folder or Path.cwd()) / value).is_file()

@@ -19,6 +19,8 @@ from morphling_ray.expressions import Expression
 
 Array = npt.NDArray[Any]
 
+BUNDLED_PRICES = {"paper": "prices.yaml", "aws": "prices_aws.yaml"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Slo:
@@ -69,15 +71,19 @@ class Prices:
     gpu: Mapping[str, float]
 
     @classmethod
-    def load(cls, path: Path | None = None) -> "Prices":
-        """Reads a price file; without a path the bundled one (the paper's Table 2).
+    def load(cls, name: str | None = None) -> "Prices":
+        """Reads prices.
+
+        Args:
+            name: A file, or one of the bundled ones: `paper` (its Table 2, also where none is named) or `aws`.
 
         Raises:
             InputError: The file cannot be read or has no sensible `base`, `cpu_core` and `gpu`.
         """
-        where = str(path) if path else "the bundled prices"
+        bundled = BUNDLED_PRICES.get(name or "paper")
+        where = "the bundled prices" if bundled else name
         try:
-            text = path.read_text() if path else (resources.files("morphling_ray") / "data" / "prices.yaml").read_text()
+            text = (resources.files("morphling_ray") / "data" / bundled if bundled else Path(str(name))).read_text()
             raw = yaml.safe_load(text)
             prices = cls(
                 base=float(raw["base"]),
@@ -97,7 +103,8 @@ class Prices:
 
         Args:
             columns: Knob name to value or to an array of shape `(n,)`. A knob that is absent counts as one core, one
-                replica, no GPU.
+                replica, no GPU. Of a GPU, a replica pays for its share of the memory or of the multiprocessors,
+                whichever is larger: nobody else can use the rest.
 
         Raises:
             InputError: A GPU type without a price.
@@ -112,8 +119,14 @@ class Prices:
                 known = ", ".join(sorted(self.gpu)) or "none"
                 raise InputError(f"no price for GPU type {', '.join(unpriced)}; the price file knows {known}")
             price = np.vectorize(lambda t: self.gpu[str(t)], otypes=[float])(types)
-            cost = cost + price * np.asarray(columns.get("gpu_memory", columns.get("num_gpus", 1.0)), float)
+            cost = cost + price * _gpus(columns)
         return np.asarray(cost * replicas)
+
+
+def _gpus(columns: Mapping[str, Any]) -> Array:
+    parts = [np.asarray(columns[name], float) for name in ("gpu_memory", "gpu_share") if name in columns]
+    whole = np.asarray(columns.get("num_gpus", 1.0), float)
+    return np.asarray(np.maximum(parts[0], parts[-1]) if parts else whole)
 
 
 class Priced(Protocol):

@@ -167,7 +167,7 @@ def _prices(experiment: Mapping[str, Any], recommendation: Mapping[str, Any]) ->
     if not (priced or experiment.get("prices") or recommendation.get("cost_per_hour") is not None):
         return None
     try:
-        return Prices.load(Path(str(experiment["prices"])) if experiment.get("prices") else None)
+        return Prices.load(experiment.get("prices"))
     except InputError:
         return None
 

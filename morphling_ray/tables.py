@@ -104,7 +104,8 @@ def _evidence(trial: Trial) -> str:
     parts += [f"<p>{esc(note)}</p>" for note in m.notes]
     logs = {k: v for k, v in m.details.items() if "log" in k and v}
     facts: list[tuple[str, object]] = [(stage, duration(seconds)) for stage, seconds in m.timings_s.items()]
-    facts += [(k.replace("_", " "), v) for k, v in m.details.items() if k not in logs and v not in (None, "", [], {})]
+    given = {k: v for k, v in m.details.items() if k not in logs and v not in (None, "", [], {})}
+    facts += [(k.replace("_", " "), _fact(v)) for k, v in given.items()]
     parts += [definitions(facts)] if facts else []
     for name, text in logs.items():
         lines = "\n".join(map(str, text)) if isinstance(text, (list, tuple)) else str(text)
@@ -112,6 +113,15 @@ def _evidence(trial: Trial) -> str:
     if not parts:
         return reason
     return f"{reason}<details><summary>{esc(_what(m))}</summary><div>{''.join(parts)}</div></details>"
+
+
+def _fact(value: object) -> object:
+    """`[{"pid": 1, "memory_used": 0.24}]` as `pid 1, memory used 0.24`."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{str(k).replace('_', ' ')} {_fact(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return ("; " if any(isinstance(v, Mapping) for v in value) else ", ").join(str(_fact(v)) for v in value)
+    return value
 
 
 def _what(m: Measurement) -> str:

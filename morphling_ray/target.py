@@ -97,12 +97,12 @@ class ServeTarget:
     def __init__(self, experiment: Experiment) -> None:
         from morphling_ray.load.loadgen import available as loadgen_available
         from morphling_ray.serving.application import inspect_app
-        from morphling_ray.serving.serve_config import check_knobs
+        from morphling_ray.serving.knobs import check_knobs
 
         self._experiment = experiment
-        self._prices = Prices.load(Path(experiment.prices) if experiment.prices else None)
+        self._prices = Prices.load(experiment.prices)
         python = quoted_python() if experiment.address is None else None  # other machines have paths of their own
-        self.facts = replace(inspect_app(experiment.app), py_executable=python)
+        self.facts = replace(inspect_app(experiment.app), py_executable=python, mps=experiment.mps)
         self.source, self.proxy = self._requests()
         if experiment.loadgen and not loadgen_available():
             raise InputError("--loadgen needs MLPerf LoadGen: pip install 'morphling-ray[loadgen]'")
@@ -142,10 +142,10 @@ class ServeTarget:
             return replace(source, values=tuple(posts)), "http"
         return source, "http" if is_http(first) else None
 
-    def _costs(self, space: SearchSpace) -> "ApplicationCosts":
+    def _costs(self, space: SearchSpace, gpu_type: str | None = None) -> "ApplicationCosts":
         from morphling_ray.serving.costs import ApplicationCosts
 
-        return ApplicationCosts(self._prices, self.facts, space.knobs)
+        return ApplicationCosts(self._prices, self.facts, space.knobs, gpu_type)
 
     def start_serve(self) -> bool:
         """Starts Serve on the cluster where it does not run yet; whether it did, and Serve so is ours to shut down."""
@@ -158,7 +158,8 @@ class ServeTarget:
         """See `Target`."""
         from morphling_ray.evaluate.online import OnlineEvaluator
         from morphling_ray.serving.default_space import default_space
-        from morphling_ray.serving.serve_config import check_knobs, replica_resources, total
+        from morphling_ray.serving.knobs import check_knobs
+        from morphling_ray.serving.serve_config import replica_resources, total
 
         space = self._declared or default_space(self.facts, cluster.largest_cpus)
         check_knobs(space.knobs, self.facts)
@@ -181,7 +182,8 @@ class ServeTarget:
             space = SearchSpace(space.knobs, space.constraints, held)
         present, more = self._present(space, cluster)
         notes += more
-        self._priced = self._costs(space)
+        self._priced = self._costs(space, self._gpu_type(cluster))
+        self._priced.cost_per_hour(space.columns)  # raises
         objective = ServingObjective(
             self._experiment.objective,
             self._priced,
@@ -208,9 +210,18 @@ class ServeTarget:
             notes=notes,
         )
 
+    def _gpu_type(self, cluster: Cluster) -> str | None:
+        """What a GPU is priced as where the application names no type: the cluster's only one.
+
+        Where money does not matter, a type without a price costs nothing.
+        """
+        kind = cluster.gpu_types[0] if len(cluster.gpu_types) == 1 else None
+        return None if kind not in self._prices.gpu and self._experiment.objective == "rps" else kind
+
     def _present(self, space: SearchSpace, cluster: Cluster) -> tuple[Configuration | None, tuple[str, ...]]:
         """The application's present configuration, where it is known and fits, and what is to be said of it."""
-        from morphling_ray.serving.serve_config import present_configuration, replica_resources, total
+        from morphling_ray.serving.knobs import present_configuration
+        from morphling_ray.serving.serve_config import replica_resources, total
 
         present = present_configuration(space.knobs, self.facts)
         if present is None or present in space:

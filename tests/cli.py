@@ -4,10 +4,12 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,46 @@ def run(
 def tune(folder: Path, *arguments: str, timeout_s: float = 180.0, python: str | Path = sys.executable) -> Finished:
     """Runs the main job."""
     return run(folder, "morphling_ray.tune", *arguments, timeout_s=timeout_s, python=python)
+
+
+@contextmanager
+def cluster(home: Path, *options: str) -> Iterator[str]:
+    """A Ray cluster of one node, as somebody else has started it; its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home.mkdir(exist_ok=True)
+    before = ray_processes()
+    always = ["--head", f"--port={port}", "--include-dashboard=false", "--disable-usage-stats"]
+    process = subprocess.Popen(
+        [str(Path(sys.executable).with_name("ray")), "start", "--block", *always, *options],
+        env=environment(home),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if "Ray runtime started" in line:
+                break
+        yield f"127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # nothing of it is kept, and a polite end takes half a minute
+        process.communicate()
+        for left in ray_processes() - before:
+            os.kill(left, signal.SIGKILL)
+        _forget(f":{port}")
+
+
+def _forget(address_ending: str) -> None:
+    """Takes back what `ray start` noted: a later `ray.init()` on this machine would wait for the dead cluster."""
+    from ray._common.utils import get_ray_address_file
+
+    note = Path(get_ray_address_file(None))
+    if note.is_file() and note.read_text().strip().endswith(address_ending):
+        note.unlink()
 
 
 def ray_processes() -> set[int]:

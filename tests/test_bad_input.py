@@ -51,7 +51,7 @@ BATCHED = str(APPS / "batched.py")
         ([], "space: {max_batch_size: []}", "knob 'max_batch_size' has no values"),
         ([], "space: {max_batch_size: [1, 1]}", "lists a value twice"),
         ([], "space: {max_batch_size: 8}", "expected a list of values"),
-        ([], "space: {cpu_cores: [0.5]}", "takes whole numbers from 1, got 0.5"),
+        ([], "space: {cpu_cores: [0]}", "takes numbers of cores above 0, got 0"),
         ([], "space: {cpu_cores: [1]}\nconstraints: ['cpu_cores > 3']", "no configuration satisfies cpu_cores > 3"),
         ([], "space: {cpu_cores: [1]}\nconstraints: ['cores > 3']", "names cores; the knobs are cpu_cores"),
         ([], "space: {cpu_cores: [1]}\nconstraints: ['__import__(\"os\")']", "only numbers, names"),

@@ -13,15 +13,8 @@ from morphling_ray.objective import Prices
 from morphling_ray.serving.application import ApplicationFacts, inspect_app
 from morphling_ray.serving.config_file import difference, edited
 from morphling_ray.serving.costs import ApplicationCosts
-from morphling_ray.serving.serve_config import (
-    Scale,
-    application_config,
-    check_knobs,
-    edits,
-    place_of,
-    present_configuration,
-    recommended,
-)
+from morphling_ray.serving.knobs import check_knobs, place_of, present_configuration
+from morphling_ray.serving.serve_config import Scale, application_config, edits, recommended
 from morphling_ray.space import Configuration, Knob
 
 APPS = Path(__file__).parent / "apps"

@@ -74,7 +74,7 @@ def test_the_demo_is_tuned_and_its_serve_config_serves(tmp_path: Path) -> None:
 
 def serve_run_answers(bin_folder: Path, folder: Path, config: dict[str, Any]) -> None:
     """`serve run serve_config.yaml` in the run directory, and an HTTP request to it."""
-    from morphling_ray.serving.demo import image_request
+    from morphling_ray.serving.images import image_request
 
     before = cli.ray_processes()
     log = folder.parent / "serve.log"

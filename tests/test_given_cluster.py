@@ -1,9 +1,6 @@
 """A search on a cluster that is somebody else's, where another application runs."""
 
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +8,6 @@ from pathlib import Path
 
 import cli
 import pytest
-from ray._common.utils import get_ray_address_file
 
 from morphling_ray.cluster import quoted_python
 
@@ -46,40 +42,8 @@ print(json.dumps([names, serve.get_app_handle("other").remote().result(), actors
 @pytest.fixture
 def address(tmp_path: Path) -> Iterator[str]:
     """A cluster of one node, ended afterwards."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    (tmp_path / "home").mkdir()
-    before = cli.ray_processes()
-    ray = Path(sys.executable).with_name("ray")
-    options = ["--head", f"--port={port}", "--num-cpus=3", "--include-dashboard=false", "--disable-usage-stats"]
-    process = subprocess.Popen(
-        [str(ray), "start", "--block", *options],
-        env=cli.environment(tmp_path / "home"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            if "Ray runtime started" in line:
-                break
-        yield f"127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)  # nothing of it is kept, and a polite end takes half a minute
-        process.communicate()
-        for left in cli.ray_processes() - before:
-            os.kill(left, signal.SIGKILL)
-        forget(f":{port}")
-
-
-def forget(address_ending: str) -> None:
-    """Takes back what `ray start` noted: a later `ray.init()` on this machine would wait for the dead cluster."""
-    note = Path(get_ray_address_file(None))
-    if note.is_file() and note.read_text().strip().endswith(address_ending):
-        note.unlink()
+    with cli.cluster(tmp_path / "home", "--num-cpus=3") as address:
+        yield address
 
 
 def python(folder: Path, code: str) -> str:

@@ -6,16 +6,18 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from morphling_ray.serving import quota
 from morphling_ray.serving.limits import cores_of, cpu_environment
 
 TWO_CORES = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 
 
 @contextmanager
-def replica(code: str, cores: int = 1) -> Iterator["subprocess.Popen[str]"]:
+def replica(code: str, cores: float = 1) -> Iterator["subprocess.Popen[str]"]:
     """A Python process with the variables that a replica would get; killed in the end."""
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code)],
@@ -68,6 +70,56 @@ def test_one_core_means_one_core() -> None:
     with replica(busy) as process:
         out, err = process.communicate(timeout=20)
     assert float(out) < 1.15, err
+
+
+def test_half_a_core_means_half_a_core() -> None:
+    """Fails when the limit is off: a busy process then has all of the core."""
+    if not quota.limit(os.getpid(), len(os.sched_getaffinity(0))):
+        pytest.skip("no right to make a control group here")
+    busy = """
+        import time
+        from morphling_ray.serving import limits
+        limits.apply()
+        start, used = time.perf_counter(), time.process_time()
+        while time.perf_counter() < start + 1.0:
+            sum(range(1000))
+        print((time.process_time() - used) / (time.perf_counter() - start))
+    """
+    with replica(busy, cores=0.5) as process:
+        out, err = process.communicate(timeout=20)
+        assert quota.quota_of(process.pid) is None  # it has ended
+    assert float(out) == pytest.approx(0.5, abs=0.1), err
+    with replica(HOLD, cores=0.5) as process:
+        assert first_line(process).count(",") == 0
+        assert quota.quota_of(process.pid) == 0.5
+
+
+def test_a_group_of_version_two(tmp_path: Path) -> None:
+    """Fails if the files of the kernel's control groups, version 2, are not written as it takes them."""
+    (tmp_path / "cgroup.controllers").write_text("cpu memory")
+    (tmp_path / "cgroup.subtree_control").write_text("memory")
+    (tmp_path / "cgroup.procs").write_text("")
+    pid = os.getpid()
+    assert quota.limit(pid, 1.5, tmp_path)
+    group = tmp_path / f"morphling_ray-{pid}"
+    assert (tmp_path / "cgroup.subtree_control").read_text() == "+cpu"
+    assert (group / "cpu.max").read_text() == "15000 10000"
+    assert (group / "cgroup.procs").read_text() == str(pid)
+    assert quota.quota_of(pid, tmp_path) == 1.5
+    assert not quota.limit(pid, 1.5, tmp_path / "nothing")
+
+
+def test_where_no_group_may_be_made_it_is_said(tmp_path: Path) -> None:
+    """Fails if a process that has a whole core instead of half of one is silent about it."""
+    code = """
+        from pathlib import Path
+        from morphling_ray.serving import limits, quota
+        quota.limit.__defaults__ = (Path("/nowhere"),)
+        limits.apply()
+    """
+    with replica(code, cores=0.5) as process:
+        _, err = process.communicate(timeout=20)
+    assert "no right to make a control group: 1 cores instead of 0.5" in err
 
 
 def test_threads_that_exist_already_are_pinned_too() -> None:

@@ -60,7 +60,7 @@ def test_bad_price_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "my prices.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match=r"my prices\.yaml"):
-        Prices.load(path)
+        Prices.load(str(path))
 
 
 @pytest.mark.parametrize(

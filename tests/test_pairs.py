@@ -1,7 +1,7 @@
 """The comparison in turn, on rounds that a generator makes up: how often it is wrong, and how often it finds."""
 
 import math
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,10 +127,28 @@ def test_what_counts_is_the_ratio_at_which_both_are_equally_good() -> None:
         {"alone_s": (0.01, 0.2)},
     ],
 )
-def test_what_cannot_be_read_ends_it(how: dict[str, Callable[[int], Round | None] | tuple[float, float]]) -> None:
+def test_what_cannot_be_read_ends_it(how: dict[str, Any]) -> None:
     """Fails if a failed window, or a lone request that is too late already, is taken for a peak."""
-    usual = {"make_round": lambda number: Servers(0.0, 0).round(True), "rates_rps": (150.0, 150.0), "alone_s": (0.01, 0.01)}
-    assert in_turn(**{**usual, **how}, slo_s=SLO_S, alike=True) is None  # type: ignore[arg-type]
+    usual = {
+        "make_round": lambda number: Servers(0.0, 0).round(True),
+        "rates_rps": (150.0, 150.0),
+        "alone_s": (0.01, 0.01),
+    }
+    everything: dict[str, Any] = {**usual, **how}
+    assert in_turn(**everything, slo_s=SLO_S, alike=True) is None
+
+
+def test_a_pause_in_one_loop_hides_no_difference() -> None:
+    """Fails if a machine that stands still for a moment makes a difference, or hides one, or goes on counting."""
+    quiet = [Round(((200.0, 184.0), (201.0, 185.0)), None) for _ in range(3)]
+    paused = [*quiet, Round(((200.0, 130.0), (201.0, 185.0)), None)]
+
+    def found(rounds: list[Round]) -> tuple[float, float]:
+        return log_ratio(rounds, rates_rps=(150.0, 138.0), alone_s=(ALONE_S, ALONE_S), slo_s=SLO_S, alike=True)
+
+    (mean, sd), (with_pause, sd_with_pause) = found(quiet), found(paused)
+    assert with_pause == pytest.approx(mean, abs=0.5 * sd)
+    assert sd_with_pause < sd
 
 
 def test_it_ends_when_the_time_is_over() -> None:

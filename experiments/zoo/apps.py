@@ -1,79 +1,13 @@
-"""The zoo as Serve applications, one name each, and what their requests send."""
+"""The zoo as Serve applications, one name each. The knobs are those of the demo."""
 
-from functools import partial
-from typing import Any
+from morphling_ray.serving.demo import space
+from morphling_ray.serving.torch_server import application
 
-import torch
+__all__ = ["space"]
 
-from experiments.zoo import networks
-from morphling_ray.serving.demo import decode_image, encode_class, image_request, space
-from morphling_ray.serving.torch_server import ServedModel, application
-
-__all__ = ["FAMILIES", "MODELS", "space"]  # the knobs are those of the demo
-
-LENGTH, VOCABULARY, FEATURES = 48, 8000, 1024
-
-
-def token_request() -> dict[str, list[int]]:
-    """Pseudo-random token ids, always the same."""
-    generator = torch.Generator().manual_seed(0)
-    return {"ids": torch.randint(0, VOCABULARY, (LENGTH,), generator=generator).tolist()}
-
-
-def decode_tokens(payload: Any) -> torch.Tensor:
-    """`{"ids": [...]}` -> (48,) integers."""
-    return torch.tensor(payload["ids"])
-
-
-def feature_request() -> dict[str, list[float]]:
-    """Pseudo-random features, always the same."""
-    generator = torch.Generator().manual_seed(0)
-    return {"features": [round(x, 3) for x in torch.randn(FEATURES, generator=generator).tolist()]}
-
-
-def decode_features(payload: Any) -> torch.Tensor:
-    """`{"features": [...]}` -> (1024,)."""
-    return torch.tensor(payload["features"])
-
-
-def large_image_request() -> dict[str, str]:
-    """A 96 x 96 image."""
-    return image_request(96)
-
-
-def small_image_request() -> dict[str, str]:
-    """A 64 x 64 image."""
-    return image_request(64)
-
-
-def _images(build: Any, size: int) -> ServedModel:
-    request = large_image_request if size == 96 else small_image_request
-    return ServedModel(build=build, decode=partial(decode_image, size=size), encode=encode_class, request=request)
-
-
-MODELS = {
-    "mobile_cnn": _images(networks.mobile_cnn, 96),
-    "plain_cnn": _images(networks.plain_cnn, 64),
-    "mixer": _images(networks.Mixer, 64),
-    "text_encoder": ServedModel(networks.TextEncoder, decode_tokens, encode_class, token_request),
-    "recurrent": ServedModel(networks.Recurrent, decode_tokens, encode_class, token_request),
-    "ranker": ServedModel(networks.ranker, decode_features, encode_class, feature_request),
-}
-FAMILIES = {
-    "mobile_cnn": "cnn",
-    "plain_cnn": "cnn",
-    "mixer": "mixer",
-    "text_encoder": "transformer",
-    "recurrent": "rnn",
-    "ranker": "mlp",
-}
-
-mobile_cnn_model, plain_cnn_model, mixer_model = MODELS["mobile_cnn"], MODELS["plain_cnn"], MODELS["mixer"]
-text_encoder_model, recurrent_model, ranker_model = MODELS["text_encoder"], MODELS["recurrent"], MODELS["ranker"]
-
-mobile_cnn = application("experiments.zoo.apps:mobile_cnn_model", name="MobileCnn")
-plain_cnn = application("experiments.zoo.apps:plain_cnn_model", name="PlainCnn")
-mixer = application("experiments.zoo.apps:mixer_model", name="Mixer")
-text_encoder = application("experiments.zoo.apps:text_encoder_model", name="TextEncoder")
-recurrent = application("experiments.zoo.apps:recurrent_model", name="Recurrent")
-ranker = application("experiments.zoo.apps:ranker_model", name="Ranker")
+mobile_cnn = application("experiments.zoo.models:mobile_cnn_model", name="MobileCnn")
+plain_cnn = application("experiments.zoo.models:plain_cnn_model", name="PlainCnn")
+mixer = application("experiments.zoo.models:mixer_model", name="Mixer")
+text_encoder = application("experiments.zoo.models:text_encoder_model", name="TextEncoder")
+recurrent = application("experiments.zoo.models:recurrent_model", name="Recurrent")
+ranker = application("experiments.zoo.models:ranker_model", name="Ranker")

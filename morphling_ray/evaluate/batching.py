@@ -20,7 +20,8 @@ from morphling_ray.serving.application import ApplicationFacts
 from morphling_ray.serving.batcher import Batch
 from morphling_ray.serving.control import ReplicaBatcher
 from morphling_ray.serving.deployment import Replica
-from morphling_ray.serving.serve_config import batch_knobs, batch_setting
+from morphling_ray.serving.knobs import batch_knobs
+from morphling_ray.serving.serve_config import batch_setting
 from morphling_ray.serving.twin import (
     BatchSetting,
     Rule,

@@ -24,7 +24,7 @@ from morphling_ray.objective import Slo
 from morphling_ray.serving.deployment import DeploymentFailed
 
 WINDOW_S, REQUESTS = 0.6, 60  # at least
-CAPACITY_S, ANSWERS = 0.3, 20  # at least
+CAPACITY_S, ANSWERS = 0.27, 20  # at least; two rounds in three seconds
 LONGEST_S = 3.0  # of either, whatever they would need
 MOST_ROUNDS, UNALIKE_ROUNDS = 8, 4  # the law is too rough for more where it does not hold for both alike
 APART_SD = 0.07  # of the logarithm of a peak that was measured long (benchmarks/peak.py)
@@ -180,7 +180,7 @@ class Duel:
         return side.alone_s < self._slo.latency_s
 
     def _find_rates(self, sides: tuple[Side, Side]) -> bool:
-        """Rates near the peaks, where windows tell most: of those who batch alike, the same share of their capacities."""
+        """Rates near the peaks, where windows tell most; of those who batch alike, the same share of the capacities."""
         capacity = [self._capacity(side) for side in sides]
         if not all(capacity):
             return False

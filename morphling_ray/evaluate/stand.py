@@ -1,6 +1,7 @@
 """The test stand: where a configuration is served, and loaded from cores that its replicas do not use."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,15 +16,18 @@ from morphling_ray.load.driver import RequestSource
 from morphling_ray.measurement import Measurement, Probe
 from morphling_ray.objective import Slo
 from morphling_ray.serving.application import ApplicationFacts
-from morphling_ray.serving.control import ReplicaBatcher
+from morphling_ray.serving.control import ReplicaBatcher, gpu_use
 from morphling_ray.serving.daemons import keep_on
 from morphling_ray.serving.deployment import Deployer, DeploymentFailed, Replica, is_local
 from morphling_ray.serving.failures import last_words, of_requests, under_load
+from morphling_ray.serving.knobs import parts_of_gpus
 from morphling_ray.serving.limits import cores_of, pin_process
+from morphling_ray.serving.quota import quota_of
 from morphling_ray.serving.serve_config import (
     APP_NAME,
     batch_setting,
     expected_replicas,
+    fractions_of_cores,
     largest_batch,
     replica_resources,
 )
@@ -72,6 +76,8 @@ class Stand:
         self._node_id = ray.get_runtime_context().get_node_id()
         self._all_cores = sorted(os.sched_getaffinity(0))
         self._moved: list[str] = []  # which of Ray's processes keep off the replicas' cores
+        self._parts_of_gpus = False  # whether the replicas were promised some
+        self._up_since_us = 0
         self.shared = False
         """Whether the driver has to share the replicas' cores."""
 
@@ -90,9 +96,12 @@ class Stand:
         except DeploymentFailed:
             self._clear()
             raise
-        if self.replicas != before:
-            self._keep_driver_away()
-        return self.replicas != before
+        if self.replicas == before:
+            return False
+        self._keep_driver_away()
+        self._parts_of_gpus = parts_of_gpus(self._facts, configuration)
+        self._up_since_us = time.time_ns() // 1000
+        return True
 
     def ready(self, attempt: Attempt) -> Probe | str:
         """Brings a configuration up, and fills it with its usual batches in a closed loop.
@@ -118,7 +127,27 @@ class Stand:
         if warm.errors > self._slo.max_error_rate * warm.requests:
             attempt.probes.append(warm)
             return of_requests(warm.reason, largest_batch(attempt.configuration, 1))
+        if new and (problem := self._gpu_problem()):
+            return f"the GPU limits are not in force: {problem}"
+        if new:
+            self._note_quotas(attempt)
         return warm
+
+    def _gpu_problem(self) -> str:
+        """Why parts of GPUs that were promised are not in force; empty where they are, or none were promised."""
+        if not self._parts_of_gpus:
+            return ""
+        used = [gpu_use(r.actor_name, 0) for r in self.replicas]
+        if not any(used):
+            return "no replica has a GPU"
+        return next((str(use["problem"]) for use in used if use.get("problem")), "")
+
+    def _note_quotas(self, attempt: Attempt) -> None:
+        """Says where a fraction of a core could not be enforced; on this machine, as others cannot be looked at."""
+        expected = fractions_of_cores(self._facts, attempt.configuration)
+        local = self._local()
+        if len(local) == len(self.replicas) and sum(quota_of(pid) is not None for pid in local) < expected:
+            attempt.notes.append("fractions of a core are not enforced here (no control group may be made): whole ones")
 
     def fill(self, attempt: Attempt) -> int:
         """Requests in flight that fill the batches of all replicas, with another batch waiting."""
@@ -155,6 +184,7 @@ class Stand:
             try:
                 measurement = measure()
                 if not self.replicas or self.intact():
+                    self._read_gpus(attempt())
                     return measurement
             except Exception:  # a replica that is gone may show anywhere
                 if not self.replicas or self.intact():
@@ -167,6 +197,12 @@ class Stand:
         error = next((p.reason for p in ended.probes[::-1] if p.errors), "")
         ended.details["log"] = words
         return ended.measurement(infeasible_because=under_load(error, largest_batch(ended.configuration, 1)))
+
+    def _read_gpus(self, attempt: Attempt) -> None:
+        """Keeps what replicas used of GPUs beside what they were promised."""
+        if any(resources["GPU"] for resources in replica_resources(self._facts, attempt.configuration)):
+            used = [use for r in self.replicas if (use := gpu_use(r.actor_name, self._up_since_us))]
+            attempt.details["gpus"] = used
 
     def _clear(self) -> None:
         """Takes everything down, so that nothing of it is left when the next configuration is brought up."""
@@ -239,7 +275,9 @@ class Stand:
             self._moved = moved if free else []
 
     def _room_for(self, configuration: Configuration) -> bool:
-        """Whether nodes have what its replicas ask for, each on one node."""
+        """Whether nodes have what its replicas ask for, each on one node; two candidates never share a GPU."""
+        if self._parts_of_gpus or parts_of_gpus(self._facts, configuration):
+            return False
         nodes = [dict(free) for free in available_resources_per_node().values()]
         for needed in replica_resources(self._facts, configuration):
             fitting = (n for n in nodes if all(n.get(name, 0.0) >= amount for name, amount in needed.items()))

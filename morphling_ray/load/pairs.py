@@ -23,12 +23,13 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float64]
 
 # Standard errors from which on a difference is one: with the last round, and the power by which they fall with the
-# share of rounds that were made (the boundary of Wang and Tsiatis, Biometrics 43, 1987, for 0.35). It is looked at
-# after every round, and yet one comparison of equals in 20 at most makes a difference of them.
-BOUND, POWER = 2.3, -0.15
+# share of rounds that were made (the boundaries of Wang and Tsiatis, Biometrics 43, 1987). It is looked at after every
+# round, and yet one comparison of equals in 20 at most makes a difference of them.
+BOUND, POWER = 2.3, -0.3
 ONE_LOOK = 1.96  # the same where there is one look
 # Of differences within a pair, as usual on a machine that others share, and how many pairs that counts for.
 CAPACITY_SD, EXCESS_SD, USUAL = 0.045, 0.15, 6
+UNUSUAL = 1.5  # standard deviations from which on a pair counts no more: the machine stood still in one of the two
 ALIKE_SD = 0.05  # of the difference of `log b` of those who batch alike
 LAW_SD = 0.03  # what the law may be off by, of the ratio of peaks, where both sides do not follow it alike
 
@@ -119,7 +120,7 @@ def log_ratio(
 ) -> tuple[float, float]:
     """Mean and standard deviation of the logarithm of the first one's peak over the second one's; see `in_turn`."""
     capacity = np.log(np.concatenate([np.array(r.capacity_rps) for r in rounds]))  # (rounds * c, 2)
-    c, c_sd = capacity.mean(0), _sd(capacity, CAPACITY_SD) / math.sqrt(2 * len(capacity))  # of one side
+    c, c_sd = _level(capacity, CAPACITY_SD)
     room = slo_s - np.array(alone_s)
     used = np.minimum(np.array(rates_rps) / np.exp(c), 0.98)
     # What is unknown is log C and log b of both; its covariance.
@@ -127,11 +128,10 @@ def log_ratio(
         b = np.full(2, (np.log(room * (1.0 - used) / used) + c).mean())
         covariance = np.diag(np.square([c_sd, c_sd, ALIKE_SD / math.sqrt(2.0), ALIKE_SD / math.sqrt(2.0)]))
     else:
-        excess = np.log(np.array([r.excess_s for r in rounds]))  # (rounds, 2)
-        b = excess.mean(0) + c - np.log(used / (1.0 - used))
+        excess, e_sd = _level(np.log(np.array([r.excess_s for r in rounds])), EXCESS_SD)
+        b = excess + c - np.log(used / (1.0 - used))
         # An excess tells of b, and of C as well: excess = log b - log C + log(u / (1 - u)), whose slope in log C is
         # -1 - 1 / (1 - u).
-        e_sd = _sd(excess, EXCESS_SD) / math.sqrt(2 * len(excess))
         slope = -1.0 - 1.0 / (1.0 - used)
         rows = [[1, 0, 0, 0], [0, 1, 0, 0], [slope[0], 0, 1, 0], [0, slope[1], 0, 1]]
         seen = np.array(rows) / np.array([[c_sd], [c_sd], [e_sd], [e_sd]])
@@ -159,8 +159,15 @@ def unpaired(first_rps: float, second_rps: float, *, sd: float, ratio: float = 1
     return PairedPeaks(difference, sd, 0, NormalDist().cdf(lead), abs(lead) < ONE_LOOK)
 
 
-def _sd(logs: FloatArray, usual: float) -> float:
-    """Of a difference within a pair, shape `(n, 2)`: as seen, and as usual."""
-    differences = logs[:, 0] - logs[:, 1]
-    squares = float(((differences - differences.mean()) ** 2).sum())
-    return math.sqrt((USUAL * usual**2 + squares) / (USUAL + len(differences) - 1))
+def _level(logs: FloatArray, usual: float) -> tuple[FloatArray, float]:
+    """Levels of both sides of pairs, shape `(n, 2)`, and the standard error of each, which is as seen and as usual.
+
+    Their difference is Huber's M-estimate (Annals of Mathematical Statistics 35, 1964).
+    """
+    pairs, clip = logs[:, 0] - logs[:, 1], UNUSUAL * usual
+    difference = float(np.median(pairs))
+    for _ in range(20):
+        difference += float(np.clip(pairs - difference, -clip, clip).mean())
+    squares = float((np.clip(pairs - difference, -clip, clip) ** 2).sum())
+    sd = math.sqrt((USUAL * usual**2 + squares) / (USUAL + len(pairs) - 1))
+    return logs.mean() + difference * np.array([0.5, -0.5]), sd / math.sqrt(2 * len(pairs))

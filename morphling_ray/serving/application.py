@@ -43,6 +43,7 @@ class ApplicationFacts:
         args: What the builder function is given; None for an application that is bound already.
         config: The application's entry in the user's own Serve config, without its deployments; empty if there is none.
         config_file: That config, and the application's name in it if it was given.
+        mps: When CUDA MPS is used: `auto`, `on` or `off` (gpu_limits.py).
     """
 
     import_path: str
@@ -55,6 +56,7 @@ class ApplicationFacts:
     args: dict[str, Any] | None = None
     config: dict[str, Any] = field(default_factory=dict)
     config_file: tuple[Path, str | None] | None = None
+    mps: str = "auto"
 
     @property
     def route_prefix(self) -> str:

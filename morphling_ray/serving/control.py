@@ -1,4 +1,4 @@
-"""A replica's batcher, read and steered from outside, while the replica serves.
+"""A replica's batcher, read and steered from outside, while the replica serves; and what it uses of a GPU.
 
     lane ─► ReplicaBatcher ─► Serve's replica actor (`__ray_call__`) ─► the process's one batcher, in its event loop
 
@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import ray
 from ray.serve._private.constants import SERVE_NAMESPACE
 
-from morphling_ray.serving import batcher, serve_batch
+from morphling_ray.serving import batcher, gpu_limits, serve_batch
 from morphling_ray.serving.batcher import Batch
 from morphling_ray.serving.twin import Rule
 
 TIMEOUT_S = 5.0
+GPU_TIMEOUT_S = 30.0  # MPS takes its time
 
 
 class BatcherState(NamedTuple):
@@ -71,6 +72,16 @@ class ReplicaBatcher:
         return ray.get(self._actor.__ray_call__.remote(function, *args), timeout=TIMEOUT_S)
 
 
+def gpu_use(actor_name: str, since_us: int) -> dict[str, Any]:
+    """What a replica was promised of a GPU, and uses; see `gpu_limits.report`. Empty where it cannot be asked."""
+    try:
+        actor = ray.get_actor(actor_name, namespace=SERVE_NAMESPACE)
+        found: dict[str, Any] = ray.get(actor.__ray_call__.remote(_gpu_use, since_us), timeout=GPU_TIMEOUT_S)
+    except Exception:  # noqa: BLE001  a dead replica, or one that lacks this package
+        return {}
+    return found
+
+
 # What runs in the replica. The first argument is Serve's actor, which is not needed: a process has one replica.
 
 
@@ -98,3 +109,7 @@ def _drop(_: Any) -> None:
 def _since(_: Any, computed: int) -> list[Batch]:
     only = _only()
     return [] if only is None else only.since(computed)
+
+
+def _gpu_use(_: Any, since_us: int) -> dict[str, Any]:
+    return gpu_limits.report(since_us)

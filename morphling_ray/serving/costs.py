@@ -8,10 +8,11 @@ import numpy.typing as npt
 
 from morphling_ray.objective import Prices
 from morphling_ray.serving.application import ApplicationFacts
-from morphling_ray.serving.serve_config import SHORT_NAMES, place_of
+from morphling_ray.serving.knobs import SHORT_NAMES, has_gpu, instance_share, place_of
 from morphling_ray.space import Knob
 
 _PRICED = {keys: name for name, keys in SHORT_NAMES.items()}
+_GPU = ("num_gpus", "gpu_memory", "gpu_share", "gpu_instance")
 
 
 class ApplicationCosts:
@@ -21,24 +22,29 @@ class ApplicationCosts:
         prices: What resources cost.
         facts: The application: what its code fixes costs money as well.
         knobs: Of the configurations.
+        gpu_type: Of the cluster's cards, for a deployment that has a GPU and names no type; None: they cost nothing.
     """
 
-    def __init__(self, prices: Prices, facts: ApplicationFacts, knobs: tuple[Knob, ...]) -> None:
+    def __init__(
+        self, prices: Prices, facts: ApplicationFacts, knobs: tuple[Knob, ...], gpu_type: str | None = None
+    ) -> None:
         self._prices = prices
-        self._fixed: dict[str, dict[str, Any]] = {}
-        for deployment in facts.deployments.values():
-            options = deployment.ray_actor_options
-            cores = options.get("num_cpus", 1) or 0
-            fixed: dict[str, Any] = {"cpu_cores": cores, "num_replicas": deployment.num_replicas or 1}
-            if options.get("accelerator_type"):
-                fixed.update(gpu_type=options["accelerator_type"], num_gpus=options.get("num_gpus") or 1)
-            self._fixed[deployment.name] = fixed
         places = {knob.name: place_of(knob.name, facts) for knob in knobs}
         self._priced = {
             name: (place.deployment, _PRICED[place.keys])
             for name, place in places.items()
             if place.deployment is not None and place.keys in _PRICED
         }
+        self._fixed: dict[str, dict[str, Any]] = {}
+        for deployment in facts.deployments.values():
+            options = deployment.ray_actor_options
+            cores = options.get("num_cpus", 1) or 0
+            fixed: dict[str, Any] = {"cpu_cores": cores, "num_replicas": deployment.num_replicas or 1}
+            knobs_of_it = {name for owner, name in self._priced.values() if owner == deployment.name}
+            kind = options.get("accelerator_type") or gpu_type
+            if kind and (has_gpu(options) or knobs_of_it.intersection(_GPU)):
+                fixed.update(gpu_type=kind, num_gpus=options.get("num_gpus") or 1)
+            self._fixed[deployment.name] = fixed
 
     def cost_per_hour(self, columns: Mapping[str, Any]) -> npt.NDArray[Any]:
         """See `Prices.cost_per_hour`: all deployments together."""
@@ -46,4 +52,7 @@ class ApplicationCosts:
         for knob, (deployment, name) in self._priced.items():
             if knob in columns:
                 each[deployment][name] = columns[knob]
+        for settings in each.values():
+            if "gpu_instance" in settings:
+                settings["gpu_memory"] = np.vectorize(instance_share, otypes=[float])(settings.pop("gpu_instance"))
         return np.asarray(sum(self._prices.cost_per_hour(settings) for settings in each.values()))

@@ -1,18 +1,15 @@
-"""The bundled demo application: a small residual network that classifies a 64 x 64 image, on the CPU.
+"""The bundled demo application: a small residual network that classifies a 64 x 64 image.
 
 Random weights, always the same: speed does not depend on them. `python -m morphling_ray.tune` tunes it when no other
 application is named; `serve run morphling_ray.serving.demo:app` serves it as it is.
 """
 
-import base64
-from typing import Any
-
 import torch
 from torch import nn
 
-from morphling_ray.serving.torch_server import ServedModel, application
-
-SIZE = 64
+from morphling_ray.serving.images import decode_image, encode_class, image_request
+from morphling_ray.serving.torch_model import ServedModel
+from morphling_ray.serving.torch_server import application
 
 
 class Residual(nn.Module):
@@ -48,26 +45,6 @@ def build(width: int = 64) -> nn.Module:
         nn.Flatten(),
         nn.Linear(8 * width, 1000),
     )
-
-
-def decode_image(payload: Any, size: int = SIZE) -> torch.Tensor:
-    """`{"image": base64 of size x size RGB bytes}` -> (3, size, size), each entry in [-1, 1]."""
-    pixels = bytearray(base64.b64decode(payload["image"]))
-    image = torch.frombuffer(pixels, dtype=torch.uint8).view(size, size, 3)
-    return image.permute(2, 0, 1).float().div_(127.5).sub_(1.0)
-
-
-def image_request(size: int = SIZE) -> dict[str, str]:
-    """A fixed pseudo-random image as a request's payload."""
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (size * size * 3,), dtype=torch.uint8, generator=generator)
-    return {"image": base64.b64encode(pixels.numpy().tobytes()).decode()}
-
-
-def encode_class(row: torch.Tensor) -> dict[str, Any]:
-    """Logits (classes,) -> the most likely class and its probability."""
-    probability, label = torch.softmax(row, 0).max(0)
-    return {"class": int(label), "probability": round(float(probability), 4)}
 
 
 model = ServedModel(build=build, decode=decode_image, encode=encode_class, request=image_request)

@@ -17,13 +17,16 @@ from ray import serve
 from ray.exceptions import RayTaskError
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from morphling_ray.serving import mps
 from morphling_ray.serving.application import ApplicationFacts
 from morphling_ray.serving.failures import on_load
 from morphling_ray.serving.serve_config import APP_NAME, application_config, expected_replicas, grpc_options
 from morphling_ray.space import Configuration
 
 POLL_S = 0.02
+END_MPS_S = 60.0
 BROADCAST_S = 10.0  # until every replica must have taken new settings
 
 
@@ -208,11 +211,16 @@ def start_serve(*, proxy: str | None = None, grpc_servicer: str | None = None) -
 
 
 def leave_serve(*, shut_down: bool, wait: bool) -> None:
-    """Takes our application down, or all of Serve where we started it."""
+    """Takes our application down, or all of Serve where we started it; and our MPS daemons on all nodes with GPUs."""
     if shut_down:
         serve.shutdown()
     else:
         _get_global_client().delete_apps([APP_NAME], blocking=wait)
+    nodes = [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("GPU")]
+    end = ray.remote(num_cpus=0)(mps.end_all)
+    where = [NodeAffinitySchedulingStrategy(node_id, soft=False) for node_id in nodes]
+    patience_s = mps.PATIENCE_S if wait else 0.0
+    ray.get([end.options(scheduling_strategy=there).remote(patience_s) for there in where], timeout=END_MPS_S)
 
 
 def _without_user_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,43 +1,57 @@
-"""CPU cores that bind.
+"""Limits that bind: CPU cores here, parts of a GPU in gpu_limits.py.
 
 Ray's `num_cpus` is bookkeeping: a replica with `num_cpus=1` uses every core of its node. Here a replica gets cores of
 its own: a Ray worker set-up hook, switched on by environment variables in the replica's `runtime_env`, takes that many
 free cores of the node and pins every thread of the process to them before the application's code is imported. Any
 Serve application is limited in this way without a change, under `serve run` as well as under a search.
 
+A fraction of a core takes a whole one, of which the kernel gives out that fraction (quota.py).
+
 A core is taken by binding an abstract Unix socket that is named after it: the kernel hands it out once per machine
 (more exactly, per network namespace) and takes it back when the process ends, however it ends. No file is left behind.
 """
 
+import math
 import os
 import socket
 import sys
 import time
 from collections.abc import Iterable
 
+from morphling_ray.serving import gpu_limits, quota
+
 CORES_VARIABLE = "MORPHLING_CPU_CORES"
 # Ray runs the function that this variable names when a worker process starts (ray._private.ray_constants,
 # WORKER_PROCESS_SETUP_HOOK_ENV_VAR). The `worker_process_setup_hook` field of a runtime_env sets it too, but Ray reads
 # that field only for a whole job.
 HOOK_VARIABLE = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
+HOOK = {HOOK_VARIABLE: f"{__name__}.apply"}
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 WAIT_FOR_CORES_S = 5.0
 
 _held: list[socket.socket] = []  # open for as long as the process lives: closing one gives its core back
 
 
-def cpu_environment(cores: int) -> dict[str, str]:
+def cpu_environment(cores: float) -> dict[str, str]:
     """Environment variables that limit a Ray worker process to `cores` cores and as many compute threads."""
-    return {
-        CORES_VARIABLE: str(cores),
-        HOOK_VARIABLE: f"{__name__}.apply",
-        **dict.fromkeys(THREAD_VARIABLES, str(cores)),
-    }
+    return {CORES_VARIABLE: f"{cores:g}", **HOOK, **dict.fromkeys(THREAD_VARIABLES, str(math.ceil(cores)))}
 
 
 def apply() -> None:
-    """Pins this process to cores of its own, as many as the environment says. Ray calls it in a new worker process."""
-    wanted = int(os.environ[CORES_VARIABLE])
+    """Puts this process's environment in force: cores of its own, parts of a GPU. Ray calls it in a new worker."""
+    if CORES_VARIABLE in os.environ:
+        take_cores(float(os.environ[CORES_VARIABLE]))
+    if any(name in os.environ for name in gpu_limits.VARIABLES):
+        gpu_limits.arm()
+
+
+def take_cores(cores: float) -> None:
+    """Pins this process to cores of its own; a fraction of one is a whole one, of which it gets that fraction.
+
+    Raises:
+        RuntimeError: This machine does not have so many.
+    """
+    wanted = math.ceil(cores)
     allowed = sorted(os.sched_getaffinity(0), reverse=True)  # high cores first: the first ones get most interrupts
     if wanted > len(allowed):
         raise RuntimeError(f"{CORES_VARIABLE}={wanted}, but this process may use only {len(allowed)} cores")
@@ -47,6 +61,8 @@ def apply() -> None:
         sys.stderr.write(f"morphling_ray: cores {shared} are shared with another replica\n")
         mine += shared
     pin_process(os.getpid(), mine)
+    if cores < wanted and not quota.limit(os.getpid(), cores):
+        sys.stderr.write(f"morphling_ray: no right to make a control group: {wanted} cores instead of {cores:g}\n")
 
 
 def _take(wanted: int, allowed: Iterable[int]) -> list[int]:

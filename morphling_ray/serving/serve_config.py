@@ -1,8 +1,6 @@
 """A configuration as a Ray Serve config: what is measured is exactly what is deployed afterwards.
 
-Each knob names a place in the config. Usual knobs have short names; any other name is a key of the deployment's
-`user_config`, or a full path: `deployments.NAME.FIELD...`, `args.NAME` of the builder function, or
-`runtime_env.env_vars.NAME`.
+Each knob names a place in the config (knobs.py).
 """
 
 import copy
@@ -10,141 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ray.serve._private.constants import DEFAULT_MAX_ONGOING_REQUESTS
-
-from morphling_ray.errors import InputError
 from morphling_ray.serving.application import ApplicationFacts, DeploymentFacts, python_path
-from morphling_ray.serving.limits import cpu_environment
-from morphling_ray.space import Configuration, Knob, Value
+from morphling_ray.serving.gpu_limits import gpu_environment
+from morphling_ray.serving.knobs import GPU_PARTS, SHORT_NAMES, Place, gpu_held, has_gpu, place_of
+from morphling_ray.serving.limits import CORES_VARIABLE, HOOK, cpu_environment
+from morphling_ray.space import Value
 
 APP_NAME = "morphling"
-BATCH_KEYS = ("max_batch_size", "batch_wait_timeout_ms", "batch_wait_timeout_s")
-SHORT_NAMES: dict[str, tuple[str, ...]] = {
-    "cpu_cores": ("cpu_cores",),  # not a field of Serve: num_cpus, and cores that bind
-    "num_replicas": ("num_replicas",),
-    "max_ongoing_requests": ("max_ongoing_requests",),
-    "num_gpus": ("ray_actor_options", "num_gpus"),
-    "gpu_type": ("ray_actor_options", "accelerator_type"),
-}
-FIELDS = {
-    "num_replicas",
-    "max_ongoing_requests",
-    "max_queued_requests",
-    "user_config",
-    "autoscaling_config",
-    "ray_actor_options",
-    "cpu_cores",
-}
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a knob's value goes: a deployment, or None for the application as a whole, and the keys below that."""
-
-    deployment: str | None
-    keys: tuple[str, ...]
-
-
-def place_of(name: str, facts: ApplicationFacts) -> Place:
-    """The place in the Serve config that a knob names.
-
-    Raises:
-        InputError: There is no such place, or more than one deployment could be meant.
-    """
-    if name.startswith("args."):
-        if facts.args is None:
-            raise InputError(f"unknown knob {name!r}: only an application that a builder function makes takes args")
-        return Place(None, tuple(name.split(".")))
-    if name.startswith("runtime_env.env_vars.") and name.count(".") == 2:
-        return Place(None, tuple(name.split(".")))
-    if name.startswith("deployments."):
-        for deployment in facts.deployments:
-            prefix = f"deployments.{deployment}."
-            if name.startswith(prefix):
-                keys = tuple(name[len(prefix) :].split("."))
-                if keys[0] in FIELDS and all(keys):
-                    _no_autoscaling(name, keys)
-                    return Place(deployment, keys)
-                raise InputError(
-                    f"unknown knob {name!r}: after the deployment comes one of {', '.join(sorted(FIELDS))}"
-                )
-        raise InputError(f"unknown knob {name!r}: the application's deployments are {', '.join(facts.deployments)}")
-    if name in SHORT_NAMES:
-        if len(facts.deployments) > 1:
-            choices = " or ".join(f"deployments.{d}.{'.'.join(SHORT_NAMES[name])}" for d in facts.deployments)
-            raise InputError(f"knob {name!r}: the application has several deployments; write {choices}")
-        return Place(facts.ingress, SHORT_NAMES[name])
-    owners = [d.name for d in facts.deployments.values() if d.user_config is not None and name in d.user_config]
-    if len(owners) == 1:
-        return Place(owners[0], ("user_config", name))
-    if len(owners) > 1:
-        choices = " or ".join(f"deployments.{d}.user_config.{name}" for d in owners)
-        raise InputError(f"knob {name!r}: several deployments have it; write {choices}")
-    declared = sorted({key for d in facts.deployments.values() for key in d.user_config or {}})
-    raise InputError(
-        f"unknown knob {name!r}: the application takes {', '.join([*SHORT_NAMES, *declared])}"
-        + ("" if declared else " (and the keys of user_config, if a deployment declares one)")
-    )
-
-
-def _no_autoscaling(name: str, keys: tuple[str, ...]) -> None:
-    if keys[0] == "autoscaling_config":
-        raise InputError(
-            f"knob {name!r}: a peak belongs to a fixed number of replicas, so that autoscaling is off while it is "
-            "measured; target_ongoing_requests of the result follows from what was measured"
-        )
-
-
-def check_knobs(knobs: tuple[Knob, ...], facts: ApplicationFacts) -> None:
-    """Checks that each knob has a place and each value fits it.
-
-    Raises:
-        InputError: One has not, or does not.
-    """
-    for knob in knobs:
-        place = place_of(knob.name, facts)
-        key = place.keys[-1] if place.deployment is not None else ""
-        whole = key in ("cpu_cores", "num_replicas", "max_ongoing_requests")
-        for value in knob.values:
-            if whole and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise InputError(f"knob {knob.name!r} takes whole numbers from 1, got {value!r}")
-            if key == "num_gpus" and (isinstance(value, (bool, str)) or value < 0):
-                raise InputError(f"knob {knob.name!r} takes numbers from 0, got {value!r}")
-
-
-def present_configuration(knobs: tuple[Knob, ...], facts: ApplicationFacts) -> Configuration | None:
-    """The knobs' values as the application's code and its own Serve config set them; None where they leave one open."""
-    present: Configuration = {}
-    for knob in knobs:
-        value = _declared(facts, place_of(knob.name, facts))
-        if value is None:
-            return None
-        # An environment variable is a text, whatever the knob's values are.
-        present[knob.name] = next((v for v in knob.values if v == value or str(v) == value), value)
-    return present
-
-
-def _declared(facts: ApplicationFacts, place: Place) -> Value | None:
-    keys = place.keys
-    if place.deployment is None:
-        return _scalar({**facts.config, "args": facts.args}, keys)
-    deployment = facts.deployments[place.deployment]
-    if keys == ("cpu_cores",):
-        cores = deployment.ray_actor_options.get("num_cpus", 1) or 0
-        return int(cores) if cores == int(cores) and cores >= 1 else float(cores)
-    if keys == ("num_replicas",):
-        return deployment.num_replicas or 1
-    if keys == ("max_ongoing_requests",):
-        return deployment.max_ongoing_requests or DEFAULT_MAX_ONGOING_REQUESTS
-    if keys == ("ray_actor_options", "num_gpus"):
-        return deployment.ray_actor_options.get("num_gpus") or 0
-    return _scalar({"user_config": deployment.user_config, "ray_actor_options": deployment.ray_actor_options}, keys)
-
-
-def _scalar(node: Any, keys: tuple[str, ...]) -> Value | None:
-    for key in keys:
-        node = node.get(key) if isinstance(node, dict) else None
-    return node if isinstance(node, (int, float, str, bool)) else None
 
 
 def application_config(
@@ -166,6 +36,7 @@ def application_config(
     config.update(name=name, route_prefix=route_prefix, import_path=facts.import_path)
     if facts.args:
         config["args"] = copy.deepcopy(facts.args)
+    parts: dict[str, dict[str, Any]] = {}  # of a GPU, by deployment
     for knob, value in configuration.items():
         place = place_of(knob, facts)
         if place.deployment is None:
@@ -174,10 +45,19 @@ def application_config(
         entry = deployments[place.deployment]
         if place.keys == ("cpu_cores",):
             entry["ray_actor_options"]["num_cpus"] = value
-            if isinstance(value, int):  # a share of a core, which only the present configuration has, is not enforced
-                _environment(entry).update(cpu_environment(value))
+            if float(value) > 0:  # an application's present configuration may reserve none
+                _environment(entry).update(cpu_environment(float(value)))
+        elif place.keys[0] in GPU_PARTS:
+            parts.setdefault(place.deployment, {})[place.keys[0]] = value
         else:
             _put(entry, place.keys, value)
+    knobs = {place_of(knob, facts) for knob in configuration}
+    for owner, wanted in parts.items():
+        limits = {GPU_PARTS[name]: value for name, value in wanted.items()}
+        _environment(deployments[owner]).update(HOOK, **gpu_environment(**limits, mps_mode=facts.mps))
+        if Place(owner, SHORT_NAMES["num_gpus"]) not in knobs:
+            held = gpu_held(wanted)
+            deployments[owner]["ray_actor_options"]["num_gpus"] = 1 if held == 1 else held
     for deployment in facts.deployments.values():
         _environment(deployments[deployment.name]).update(python_path(facts.folder))
         _allow_enough_requests(deployments[deployment.name], deployment)
@@ -240,7 +120,7 @@ def edits(facts: ApplicationFacts, configuration: Mapping[str, Value], scale: Sc
     for entry in config["deployments"]:
         deployment = facts.deployments[entry["name"]]
         touched = {p.keys[0] for p in places if p.deployment == deployment.name}
-        touched = {"ray_actor_options" if key == "cpu_cores" else key for key in touched}
+        touched = {"ray_actor_options" if key in ("cpu_cores", *GPU_PARTS) else key for key in touched}
         if deployment.max_ongoing_requests is None:
             touched.add("max_ongoing_requests")
         if deployment.autoscaling is not None or scale.copies > 1:
@@ -279,7 +159,7 @@ def replica_resources(facts: ApplicationFacts, configuration: Mapping[str, Value
         options = entry.get("ray_actor_options", {})
         needed = {
             "CPU": float(options.get("num_cpus", 1)),
-            "GPU": float(options.get("num_gpus") or (1 if options.get("accelerator_type") else 0)),
+            "GPU": float(options.get("num_gpus") or has_gpu(options)),
         }
         if options.get("accelerator_type"):
             needed[f"accelerator_type:{options['accelerator_type']}"] = 0.001
@@ -301,10 +181,14 @@ def expected_replicas(facts: ApplicationFacts, configuration: Mapping[str, Value
     return len(replica_resources(facts, configuration))
 
 
-def batch_knobs(knobs: Iterable[Knob], facts: ApplicationFacts) -> list[str]:
-    """Names of the knobs that set how requests are batched, and nothing else."""
-    places = {knob.name: place_of(knob.name, facts).keys for knob in knobs}
-    return [name for name, keys in places.items() if keys in [("user_config", key) for key in BATCH_KEYS]]
+def fractions_of_cores(facts: ApplicationFacts, configuration: Mapping[str, Value]) -> int:
+    """How many replicas are to be held to a fraction of a core."""
+    count = 0
+    for entry in application_config(facts, configuration)["deployments"]:
+        variables = entry.get("ray_actor_options", {}).get("runtime_env", {}).get("env_vars", {})
+        if float(variables.get(CORES_VARIABLE, 1)) % 1:
+            count += entry.get("num_replicas") or facts.deployments[entry["name"]].num_replicas or 1
+    return count
 
 
 def batch_setting(facts: ApplicationFacts, configuration: Mapping[str, Value]) -> tuple[int, float | None] | None:
