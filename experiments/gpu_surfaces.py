@@ -76,7 +76,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         meta = {"family": FAMILIES[name], "slo_p99_ms": SLO_S * 1e3, "descriptors": {}, "card": str(found[0])}
         measure_missing(raw, [(c, 0) for c in cells], partial(_looked_up, measured), partial(_tell, name), meta)
     if any((arguments.out / "raw").iterdir()):
-        write_surfaces(arguments.out)
+        about = (
+            f"Forecasts, not searches: the Poisson rate at which p{PERCENTILE:g} is {SLO_S * 1e3:g} ms by a simulation "
+            "of measured batch times, scaled by a closed loop through the batcher in the same process, under the very "
+            f"limits of each configuration, on {found[0].name if isinstance(found[0], nvml.Card) else found[0].profile}"
+        )
+        source = "python -m experiments.gpu_surfaces " + " ".join(sys.argv[1:] if argv is None else argv)
+        write_surfaces(arguments.out, about=about, source=source)
     return 0
 
 

@@ -65,6 +65,14 @@ class Experiment:
     slo_p50_ms: float | None = _flag(
         "the SLO: and half of the requests within Y ms (default: no bound)", metavar="Y", kind=float
     )
+    slo_p99_ttft_ms: float | None = _flag(
+        "the SLO of streamed answers, instead of --slo-p99-ms: the first token within X ms", metavar="X", kind=float
+    )
+    slo_p99_tpot_ms: float | None = _flag(
+        "the SLO of streamed answers: and each token after that within Y ms, in the mean of an answer",
+        metavar="Y",
+        kind=float,
+    )
     max_error_rate: float = _flag("the SLO: share of requests that may fail", default=0.01, metavar="F", kind=float)
     objective: str = _flag(
         "what is maximised (cheapest: lowest cost that sustains --target-rps)",
@@ -130,6 +138,8 @@ class Experiment:
             raise InputError("--loadgen and --closed-loop need a served application: leave --replay out")
         if self.loadgen and self.slo_p50_ms is not None:
             raise InputError("--loadgen knows one bound of latencies: leave --slo-p50-ms out")
+        if self.slo().streaming:
+            self._check_streaming()
         if self.replay is None and self.concurrency > 1:
             raise InputError("--concurrency above 1 works with --replay only: one machine measures one trial at a time")
         if self.replay is None and self.objective == "cheapest" and not (self.target_rps and self.target_rps > 0):
@@ -138,13 +148,27 @@ class Experiment:
         if self.space is not None:
             self.search_space()
 
+    def _check_streaming(self) -> None:
+        others = {
+            "--slo-p50-ms": self.slo_p50_ms is not None,
+            "--closed-loop": self.closed_loop,
+            "--loadgen": self.loadgen,
+            "--grpc-servicer": self.grpc_servicer is not None,
+            "--replay": self.replay is not None,
+        }
+        if given := [name for name, is_given in others.items() if is_given]:
+            raise InputError(f"bounds of streamed answers do not go with {', '.join(given)}")
+
     def slo(self) -> Slo:
         """The bounds that a rate must meet."""
+        streaming = self.slo_p99_ttft_ms is not None
         return Slo(
-            latency_s=self.slo_p99_ms / 1e3,
+            latency_s=(self.slo_p99_ttft_ms if self.slo_p99_ttft_ms is not None else self.slo_p99_ms) / 1e3,
             percentile=99.0,
             max_error_rate=self.max_error_rate,
             median_s=None if self.slo_p50_ms is None else self.slo_p50_ms / 1e3,
+            streaming=streaming,
+            tpot_s=None if self.slo_p99_tpot_ms is None else self.slo_p99_tpot_ms / 1e3,
         )
 
     def search_space(self) -> SearchSpace:

@@ -41,7 +41,11 @@ class Probe:
     verdict: Verdict
     reason: str = ""
     tail_s: float = 0.0  # the SLO's percentile as the upper half of the latencies foretells it; 0: too few
-    mean_s: float = 0.0  # of the requests that were answered; 0 where none was
+    mean_s: float = 0.0  # that requests took until they were answered in full; 0 where none was
+    # Of streamed answers, at the SLO's percentile: time to the first token, and for each token after it. The latencies
+    # above then say how far requests were from their bounds (`Slo.streamed`).
+    ttft_s: float = 0.0
+    tpot_s: float = 0.0
 
     @property
     def judged(self) -> bool:

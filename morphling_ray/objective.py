@@ -26,11 +26,18 @@ BUNDLED_PRICES = {"paper": "prices.yaml", "aws": "prices_aws.yaml"}
 class Slo:
     """Bounds that must all hold for a rate to count: latency at a percentile and in the median, and failed requests.
 
+    Of answers that are streamed, `latency_s` bounds the time to the first token (TTFT), and `tpot_s` the time for each
+    token after it (TPOT, in the mean of an answer). The percentile is then of requests that keep both, as in the
+    goodput of DistServe (OSDI 2024, section 2). What such a request has for a latency is how far it is from its bounds
+    (`streamed`), so that whatever is said and done about latencies holds for it.
+
     Attributes:
         latency_s: Bound of the percentile.
         percentile: Of latencies that keep it.
         max_error_rate: Share of requests that may fail.
         median_s: Bound of the median; None: it has none.
+        streaming: It is about answers that are streamed.
+        tpot_s: Bound of the time for each of their tokens after the first; None: it has none.
 
     Raises:
         InputError: A bound that nothing, or everything, would meet.
@@ -40,6 +47,8 @@ class Slo:
     percentile: float = 99.0
     max_error_rate: float = 0.01
     median_s: float | None = None
+    streaming: bool = False
+    tpot_s: float | None = None
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.latency_s) and self.latency_s > 0):
@@ -54,6 +63,22 @@ class Slo:
             raise InputError(f"the SLO's percentile must lie between 0 and 100, got {got}")
         if not 0 <= self.max_error_rate < 1:
             raise InputError(f"the SLO's error rate must lie in [0, 1), got {self.max_error_rate:g}")
+
+        if self.tpot_s is not None and not (self.streaming and np.isfinite(self.tpot_s) and self.tpot_s > 0):
+            raise InputError(
+                f"the SLO's time for each token must be above 0 ms, and goes with one for the first token; "
+                f"got {self.tpot_s * 1e3:g} ms"
+            )
+
+    def streamed(self, ttft_s: float, tpot_s: float) -> float:
+        """What a streamed answer has for a latency: its TTFT, or more where it is its TPOT that is nearer its bound."""
+        return ttft_s if self.tpot_s is None else max(ttft_s, tpot_s * self.latency_s / self.tpot_s)
+
+    def __str__(self) -> str:
+        text = f"p{self.percentile:g} {'of TTFT ' if self.streaming else ''}<= {self.latency_s * 1e3:g} ms"
+        if self.tpot_s is not None:
+            return f"{text} and of TPOT <= {self.tpot_s * 1e3:g} ms"
+        return text if self.median_s is None else f"{text} and p50 <= {self.median_s * 1e3:g} ms"
 
 
 @dataclass(frozen=True, kw_only=True)

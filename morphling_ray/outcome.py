@@ -192,7 +192,12 @@ def _nearest(trials: Sequence[Trial], slo: Slo) -> dict[str, Any] | None:
     found = []
     for trial in trials:
         for probe in (p for p in trial.measurement.probes if p.judged and p.requests and p.slo_latency_s > 0):
-            bounds = [(f"p{slo.percentile:g}", probe.slo_latency_s, slo.latency_s)]
+            name = f"p{slo.percentile:g}"
+            bounds = [(name, probe.slo_latency_s, slo.latency_s)]
+            if slo.streaming:
+                bounds = [(f"{name} of TTFT", probe.ttft_s, slo.latency_s)]
+            if slo.tpot_s is not None:
+                bounds.append((f"{name} of TPOT", probe.tpot_s, slo.tpot_s))
             bounds.append(("error rate", probe.errors / probe.requests, slo.max_error_rate))
             if slo.median_s is not None:
                 bounds.append(("p50", probe.p50_s, slo.median_s))
@@ -216,10 +221,7 @@ def _summary(result: dict[str, Any], slo: Slo) -> str:
     knobs = ", ".join(f"{name}={value}" for name, value in result["configuration"].items())
     if result["peak_rps"] is None:
         return f"{knobs}: {result['objective_name']} {result['objective']:.4g}"
-    bounds = f"p{slo.percentile:g} <= {slo.latency_s * 1e3:g} ms"
-    if slo.median_s is not None:
-        bounds += f" and p50 <= {slo.median_s * 1e3:g} ms"
-    text = f"{knobs}: {result['peak_rps']:.4g} RPS at {bounds} for ${result['cost_per_hour']:.3g} an hour"
+    text = f"{knobs}: {result['peak_rps']:.4g} RPS at {slo} for ${result['cost_per_hour']:.3g} an hour"
     if result["copies"] and result["copies"] > 1:
         text += f", {result['copies']} copies for {result['target_rps']:g} RPS"
     if result["baseline"] is not None and result["baseline"]["configuration"] == result["configuration"]:

@@ -88,7 +88,8 @@ def latency(summary: Summary) -> str:
             label = f"{verdict.value} (driver)" if verdict is Verdict.INVALID else verdict.value
             axes.plot([], [], label=label, **_mark(verdict, INK))
         axes.set_xlabel("offered rate in requests per second")
-        axes.set_ylabel(f"p{float(slo.get('percentile') or 99):g} in ms (log)")
+        of = "of TTFT " if slo.get("streaming") else ""
+        axes.set_ylabel(f"p{float(slo.get('percentile') or 99):g} {of}in ms (log)")
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles[-3:], labels[-3:], loc="outside upper right", ncols=3)
         figure.legend(handles[:-3], labels[:-3], loc="outside lower left", ncols=1)

@@ -200,8 +200,14 @@ def read_raw(path: Path) -> list[dict[str, Any]]:
     return out
 
 
-def write_surfaces(folder: Path) -> None:
-    """Makes `surfaces.yaml` and `surfaces.csv` from the raw files; feasible is what was so in half of its repeats."""
+def write_surfaces(folder: Path, *, about: str | None = None, source: str | None = None) -> None:
+    """Makes `surfaces.yaml` and `surfaces.csv` from the raw files; feasible is what was so in half of its repeats.
+
+    Args:
+        folder: Of the surfaces.
+        about: What they are; None: what this module records.
+        source: The command that recorded them; None: this module's.
+    """
     from morphling_ray.objective import Prices
     from morphling_ray.space import Knob, SearchSpace
     from morphling_ray.surface import Surface, SurfaceSet, save_surfaces
@@ -230,13 +236,14 @@ def write_surfaces(folder: Path) -> None:
         folder,
         SurfaceSet(
             name=folder.resolve().name,
-            about=(
+            about=about
+            or (
                 f"Peak open-loop Poisson rate with p99 <= {first['slo_p99_ms']:g} ms, and closed-loop capacity, of "
                 f"Ray Serve applications on {first['cpus']} cores ({first['cpu']}), Ray {first['ray']}, torch "
                 f"{first['torch']}; recorded {dates[0]} to {dates[-1]}. Where all cores are the replica's, the load "
                 f"driver shares them.{_spread(tasks)}"
             ),
-            source="python -m morphling_ray.record " + " ".join(first["command"]),
+            source=source or "python -m morphling_ray.record " + " ".join(first["command"]),
             licence="Apache-2.0",
             knobs=tuple(knobs),
             better={"peak_rps": "higher", "capacity_rps": "higher"},

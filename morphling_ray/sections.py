@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
+from morphling_ray.objective import Slo
 from morphling_ray.store import to_yaml
 from morphling_ray.summary import Summary
 from morphling_ray.wording import (
@@ -98,9 +99,7 @@ def _gap(summary: Summary) -> str:
 
 
 def _slo(slo: Mapping[str, Any]) -> str:
-    text = f"p{float(slo.get('percentile') or 99):g} \u2264 {number(float(slo['latency_s']) * 1e3)} ms"
-    median_s = slo.get("median_s")
-    return text if median_s is None else f"{text} and p50 \u2264 {number(float(median_s) * 1e3)} ms"
+    return str(Slo(**{name: value for name, value in slo.items() if value is not None})).replace("<=", "\u2264")
 
 
 def _nearest(summary: Summary) -> str:

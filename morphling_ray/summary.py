@@ -177,12 +177,15 @@ def _derived(experiment: Mapping[str, Any], trials: tuple[Trial, ...]) -> dict[s
     measured = [t for t in trials if outcome(t) is Outcome.MEASURED]
     name = _objective_name(experiment, {})
     best = max(measured, key=lambda t: (t.stage == "confirm", _won(t), _raw(t)), default=None)
-    slo_ms = experiment.get("slo_p99_ms")
+    ttft_ms, tpot_ms = experiment.get("slo_p99_ttft_ms"), experiment.get("slo_p99_tpot_ms")
+    slo_ms = ttft_ms or experiment.get("slo_p99_ms")
     median_ms = experiment.get("slo_p50_ms")
     slo = {
         "percentile": 99.0,
         "max_error_rate": experiment.get("max_error_rate"),
         "median_s": None if median_ms is None else float(median_ms) / 1e3,
+        "streaming": ttft_ms is not None,
+        "tpot_s": None if tpot_ms is None else float(tpot_ms) / 1e3,
     }
     return {
         "configuration": dict(best.configuration) if best else None,

@@ -132,15 +132,18 @@ def _what(m: Measurement) -> str:
 
 
 def _probe_table(probes: Sequence[Probe]) -> str:
-    titles = ["offered RPS", "verdict", "achieved RPS", "p50 ms", "p90 ms", "p99 ms", "requests", "errors", "late"]
-    titles += ["window", "driver lag ms", "driver CPU", ""]
+    titles = ["offered RPS", "verdict", "achieved RPS", "p50 ms", "p90 ms", "p99 ms"]
+    streamed = any(p.ttft_s for p in probes)
+    titles += ["TTFT ms", "TPOT ms"] if streamed else []
+    titles += ["requests", "errors", "late", "window", "driver lag ms", "driver CPU", ""]
     head = "".join(f"<th scope=col>{title}</th>" for title in titles)
     rows = []
     for p in probes:
         closed = p.kind == "saturate"  # a closed loop offers as much as is answered: there is no verdict to give
         badge = f'<span class="verdict {p.verdict.value.lower()}">{p.verdict.value}</span>'
-        cells = [number(p.achieved_rps), _ms(p.p50_s), _ms(p.p90_s), _ms(p.p99_s), f"{p.requests:,}", str(p.errors)]
-        cells += [str(p.late), duration(p.window_s), _ms(p.driver_lag_s)]
+        cells = [number(p.achieved_rps), _ms(p.p50_s), _ms(p.p90_s), _ms(p.p99_s)]
+        cells += [_ms(p.ttft_s), _ms(p.tpot_s)] if streamed else []
+        cells += [f"{p.requests:,}", str(p.errors), str(p.late), duration(p.window_s), _ms(p.driver_lag_s)]
         cells.append(f"{100 * p.driver_cpu:.0f} %" if math.isfinite(p.driver_cpu) else NOTHING)
         row = "".join(f"<td>{esc(cell)}</td>" for cell in cells)
         first = "<td>saturated</td><td></td>" if closed else f"<td>{number(p.rate_rps)}</td><td>{badge}</td>"

@@ -158,7 +158,7 @@ class ServeTarget:
         """See `Target`."""
         from morphling_ray.evaluate.online import OnlineEvaluator
         from morphling_ray.serving.default_space import default_space
-        from morphling_ray.serving.knobs import check_knobs
+        from morphling_ray.serving.knobs import check_knobs, undeclared_limits
         from morphling_ray.serving.serve_config import replica_resources, total
 
         space = self._declared or default_space(self.facts, cluster.largest_cpus)
@@ -182,6 +182,11 @@ class ServeTarget:
             space = SearchSpace(space.knobs, space.constraints, held)
         present, more = self._present(space, cluster)
         notes += more
+        if raised := undeclared_limits(space.knobs, self.facts):
+            notes += (
+                f"{', '.join(raised)} declares no max_ongoing_requests: what is measured, the present configuration "
+                f"too, has 100 or more, where Serve's own default would be the limit",
+            )
         self._priced = self._costs(space, self._gpu_type(cluster))
         self._priced.cost_per_hour(space.columns)  # raises
         objective = ServingObjective(

@@ -10,7 +10,7 @@ from ray.serve.schema import ServeDeploySchema
 from morphling_ray.errors import InputError
 from morphling_ray.serving.application import ApplicationFacts, inspect_app, resolve_app
 from morphling_ray.serving.default_space import default_space
-from morphling_ray.serving.knobs import check_knobs, place_of, present_configuration
+from morphling_ray.serving.knobs import check_knobs, place_of, present_configuration, undeclared_limits
 from morphling_ray.serving.limits import CORES_VARIABLE
 from morphling_ray.serving.serve_config import (
     expected_replicas,
@@ -138,6 +138,14 @@ def test_values_must_fit_their_knob(batched: ApplicationFacts, name: str, values
     """Fails if a value that Serve would refuse later is let through."""
     with pytest.raises(InputError, match="whole numbers from 1"):
         check_knobs((Knob.infer(name, list(values)),), batched)
+
+
+def test_limits_that_are_left_to_serve(batched: ApplicationFacts, web: ApplicationFacts) -> None:
+    """Fails if it is not known whose limit of requests in flight a measurement lifts."""
+    assert undeclared_limits([], batched) == []
+    assert undeclared_limits([], web) == ["Model", "Web"]
+    knob = Knob.infer("deployments.Model.max_ongoing_requests", [5, 100])
+    assert undeclared_limits([knob], web) == ["Web"]
 
 
 def test_the_present_configuration(batched: ApplicationFacts) -> None:

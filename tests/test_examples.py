@@ -41,6 +41,11 @@ def test_an_example_is_tuned(tmp_path: Path, name: str) -> None:
     assert outcome["baseline"]["peak_rps"] > 0  # what runs today was measured
     if name == "vision.py":
         assert trials[0]["details"]["batches_formed"] == "blocking"
+    if name == "chat.py":
+        (found,) = [t for t in trials if t["configuration"] == finished.result["configuration"]][-1:]
+        judged = [p for p in found["probes"] if p["kind"] == "open"]
+        assert all(0 < p["tpot_s"] < p["ttft_s"] and p["mean_s"] > 5 * p["tpot_s"] for p in judged), judged
+        assert "TPOT" in outcome["summary"]
     if name == "spam.py":
         text = (tmp_path / "out" / "serve_config.yaml").read_text()
         assert "# How we run it today." in text

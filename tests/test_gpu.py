@@ -8,7 +8,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +18,7 @@ import cli
 import pytest
 import yaml
 
+from experiments import gpu_check, gpu_surfaces
 from morphling_ray.cluster import quoted_python
 from morphling_ray.errors import InputError
 from morphling_ray.objective import Prices
@@ -29,6 +30,7 @@ from morphling_ray.serving.knobs import check_knobs, instance_share, parts_of_gp
 from morphling_ray.serving.limits import HOOK, HOOK_VARIABLE
 from morphling_ray.serving.serve_config import application_config, replica_resources, total
 from morphling_ray.space import Configuration, Knob
+from morphling_ray.surface import load_surfaces
 
 FAKE = Path(__file__).parent / "fake_gpu"
 APPS = Path(__file__).parent / "apps"
@@ -394,6 +396,76 @@ def test_a_search_over_parts_of_a_gpu(machine: Path, tmp_path: Path) -> None:
     options_ = config["applications"][0]["deployments"][0]["ray_actor_options"]
     assert options_["num_gpus"] == max(result["configuration"][k] for k in ("gpu_memory", "gpu_share"))
     assert "memory asked" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_the_programs_of_the_check_can_be_read() -> None:
+    """Fails if one of them is no Python: nobody would see it before there is a card."""
+    programs = [gpu_check.fill(60), gpu_check.PAST_TORCH.format(percent=60), gpu_check.MULTIPLY.format(seconds=3)]
+    programs.append(gpu_check.fill(30, then="sys.stdin.read()\n    print(json.dumps(gpu_limits.report()))"))
+    for program in programs:
+        compile(gpu_check.BIND + textwrap.dedent(program), "program", "exec")
+
+
+def test_the_check_sees_a_limit_that_is_off(machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if a card on which nothing is enforced passes."""
+    error = "OutOfMemoryError: CUDA out of memory"
+
+    def card(enforced: bool) -> Callable[..., dict[str, Any]]:
+        def run(program: str, card: str, **limits: Any) -> dict[str, Any]:
+            memory, share = limits.get("memory"), limits.get("share")
+            if "products_per_s" in program:
+                return {"products_per_s": 100.0 * (float(share or 1.0) if enforced else 1.0), "mps": True}
+            percent = int(100 * memory) - 1 if enforced and memory else 60
+            return {"percent": percent, "error": error if percent < 60 else ""}
+
+        return run
+
+    def ok(enforced: bool) -> dict[str, bool]:
+        monkeypatch.setattr(gpu_check, "run", card(enforced))
+        checks = ["memory_binds", "memory_binds_for_any_framework", "share_binds", "daemons_end"]
+        gpu_check.main(["--only", *checks, "--out", str(tmp_path)])
+        (file,) = tmp_path.glob("gpu_check_*.json")
+        return {check["check"]: check["ok"] for check in json.loads(file.read_text())["checks"]}
+
+    assert set(ok(True).values()) == {True}
+    assert [name for name, passed in ok(False).items() if passed] == ["daemons_end"]
+
+
+def test_the_check_needs_a_card(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if it passes where there is nothing to check."""
+    monkeypatch.delenv("FAKE_GPU", raising=False)
+    assert gpu_check.main([]) == 2
+    assert gpu_surfaces.main(["--out", "nowhere"]) == 1
+    assert "there is no NVIDIA card" in capsys.readouterr().err
+
+
+def test_the_parts_that_tell_most_come_first() -> None:
+    """Fails if a recording that is cut short knows one corner of the space only."""
+    order = gpu_surfaces.in_order([[0.1, 0.5, 1.0], [0.25, 1.0], [1.0, 2.0]])
+    assert order[:2] == [(1.0, 1.0, 2.0), (0.1, 0.25, 1.0)]
+    assert len(set(order)) == len(order) == 12
+
+
+def test_surfaces_are_recorded_without_ray(machine: Path, tmp_path: Path) -> None:
+    """Fails if a surface cannot be read back, a limit is not in force, or what was recorded is recorded again."""
+    command = [sys.executable, "-m", "experiments.gpu_surfaces", "--out", str(tmp_path), "--models", "ranker"]
+    without_ray = "raise ImportError('there is no Ray on this machine')"
+    (machine / "ray.py").write_text(without_ray)
+    variables = {**os.environ, "PYTHONPATH": f"{machine}:{os.environ['PYTHONPATH']}"}
+    ended = subprocess.run([*command, "--seconds", "1"], env=variables, capture_output=True, text=True, timeout=90)
+    assert ended.returncode == 0, ended.stderr
+    lines = cli.lines(tmp_path / "raw" / "ranker.jsonl")
+    assert len(lines) == 8
+    assert lines[0]["configuration"]["gpu_memory"] == lines[0]["configuration"]["gpu_share"] == 1.0
+    assert lines[0]["details"]["gpu"]["memory_asked"] == 1.0
+    assert lines[0]["estimated"]
+    peaks = [line["metrics"]["peak_rps"] for line in lines]
+    assert max(peaks) > 50
+    surfaces = load_surfaces(tmp_path)
+    assert len(surfaces.task("ranker").space) == 8
+    again = subprocess.run([*command, "--seconds", "0"], env=variables, capture_output=True, text=True, timeout=90)
+    assert again.stdout.splitlines()[-1].startswith("the time is over")
+    assert len(cli.lines(tmp_path / "raw" / "ranker.jsonl")) == 8
 
 
 def test_the_fake_is_no_part_of_the_package() -> None:

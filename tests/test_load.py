@@ -4,15 +4,18 @@ import asyncio
 import itertools
 import math
 import time
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from aiohttp import web
 from ray.serve.generated import serve_pb2
 
+from morphling_ray.errors import InputError
 from morphling_ray.load.arrivals import poisson_arrivals, representative_arrivals, times_in_queue
-from morphling_ray.load.client import is_grpc, is_http
+from morphling_ray.load.client import HttpClient, HttpError, is_grpc, is_http
 from morphling_ray.load.driver import LoadDriver, RequestSource, _Window
 from morphling_ray.load.sequential import Sequential
 from morphling_ray.load.window import Record, allowed_late, judge, lone_tail_s, tail_s, together
@@ -197,6 +200,9 @@ class OneAtATime:
             raise
         return payload
 
+    def stream(self, payload: Any) -> AsyncIterator[int]:
+        raise AssertionError("nobody has asked for a stream")
+
     async def close(self) -> None:
         pass
 
@@ -269,7 +275,7 @@ async def test_no_request_is_counted_twice() -> None:
             known, late = super().known()
             ended = [s for s in self.latency_s if not math.isnan(s)]
             waiting = len(self.latency_s) - len(ended)
-            counted.append((late, sum(s > self.slo_s for s in ended) + waiting))
+            counted.append((late, sum(s > SLO.latency_s for s in ended) + waiting))
             assert known <= len(self.due)
             return known, late
 
@@ -277,7 +283,7 @@ async def test_no_request_is_counted_twice() -> None:
             super().end(row, error)
             self.known()  # the moment at which its task is not done yet
 
-    window = Spy(time.perf_counter() - 1.0, SLO.latency_s)
+    window = Spy(time.perf_counter() - 1.0, SLO)
     tasks = []
     for at in np.linspace(window.start, window.start + 0.5, 40):  # all of them are late
         row = window.begin(float(at))
@@ -287,6 +293,128 @@ async def test_no_request_is_counted_twice() -> None:
     assert not window.in_flight
     assert counted
     assert all(late == true for late, true in counted)
+
+
+STREAMED = Slo(latency_s=0.05, streaming=True, tpot_s=0.02)
+
+
+class Streams:
+    """Streams answers: a first token, then others at equal distances. All at once, however many are going on."""
+
+    def __init__(self, first_s: float, each_s: float, tokens: int = 6, *, slow_before: int = 0) -> None:
+        self.first_s, self.each_s, self.tokens, self.slow_before = first_s, each_s, tokens, slow_before
+        self.asked = self.given_up = 0
+
+    async def stream(self, payload: Any) -> AsyncIterator[int]:
+        self.asked += 1
+        slow = self.asked <= self.slow_before
+        try:
+            for token in range(self.tokens):
+                await asyncio.sleep(0.1 if slow else self.first_s if token == 0 else self.each_s)
+                yield 1
+        except (asyncio.CancelledError, GeneratorExit):
+            self.given_up += 1
+            raise
+
+    async def send(self, payload: Any) -> Any:
+        raise AssertionError("an answer that is streamed is asked for as a stream")
+
+    async def close(self) -> None:
+        pass
+
+
+async def offer_streams(server: Streams, *, rate_rps: float = 100.0, window_s: float = 1.0, warm: bool = True) -> Probe:
+    """One window of requests whose answers are streamed; the driver knows how long they go on where it is warm."""
+    load = LoadDriver(lambda: server, itertools.repeat({"x": 1}), streaming=True)
+    if warm:
+        assert await load.ask(10.0) == ("", server.tokens)
+    record = await load.probe(rate_rps=rate_rps, window_s=window_s, seed=1, slo=STREAMED)
+    return judge(record, kind="open", rate_rps=rate_rps, window_s=window_s, slo=STREAMED)
+
+
+async def test_streams_are_timed_token_by_token() -> None:
+    """Fails if the whole answer is taken for the first token, or the first one for all of them."""
+    probe = await offer_streams(Streams(0.02, 0.01))
+    assert probe.verdict is Verdict.MET
+    assert probe.ttft_s == pytest.approx(0.02, abs=0.015)
+    assert probe.tpot_s == pytest.approx(0.01, abs=0.005)
+    assert probe.mean_s == pytest.approx(0.07, abs=0.02)  # until the last token
+    assert probe.p50_s == pytest.approx(0.025, abs=0.01)  # half of its TPOT is half of its TTFT
+    slow_to_begin, slow_to_go_on = Streams(0.06, 0.001), Streams(0.001, 0.03)
+    assert [(await offer_streams(s)).verdict for s in (slow_to_begin, slow_to_go_on)] == [Verdict.MISSED] * 2
+
+
+async def test_streams_before_a_window_fill_the_server_and_do_not_count() -> None:
+    """Fails if a window begins with an empty server, or what came before is judged."""
+    server = Streams(0.001, 0.001, tokens=6, slow_before=1)  # which is what makes it known that they take long
+    probe = await offer_streams(server)
+    assert probe.verdict is Verdict.MET
+    assert probe.requests == len(poisson_arrivals(100.0, 1.0, 1))
+    assert server.asked > probe.requests + 50  # a second at 100 RPS came before
+
+
+async def test_a_stream_that_never_begins_is_late_and_given_up() -> None:
+    """Fails if the window waits for it, or leaves it out."""
+    server, start = Streams(30.0, 0.0), time.perf_counter()
+    probe = await offer_streams(server, warm=False)
+    assert probe.verdict is Verdict.MISSED
+    assert time.perf_counter() - start < 2.0
+    assert server.given_up == server.asked > 0
+
+
+async def test_an_empty_stream_is_an_error() -> None:
+    """Fails if an application that answers nothing is quick."""
+    probe = await offer_streams(Streams(0.0, 0.0, tokens=0), warm=False)
+    assert (probe.verdict, probe.reason) == (Verdict.MISSED, "ValueError: the answer is an empty stream")
+
+
+async def test_streams_in_a_closed_loop_and_one_by_one() -> None:
+    """Fails if the capacity is that of the first tokens, or a lone request's latency that of the last one."""
+    load = LoadDriver(lambda: Streams(0.02, 0.01, tokens=4), itertools.repeat(None), streaming=True)
+    alone = await load.alone(5, STREAMED)
+    assert np.median(alone) == pytest.approx(0.025, abs=0.01)
+    record = await load.saturate(in_flight=5, window_s=0.5, slo=STREAMED)
+    assert record.achieved_rps == pytest.approx(100.0, rel=0.25)
+
+
+async def test_lines_of_a_stream_over_http_are_tokens() -> None:
+    """Fails if tokens that travel together are one, an error is taken for tokens, or no piece comes before the end."""
+
+    async def words(request: web.Request) -> web.StreamResponse:
+        if request.path == "/none":
+            raise web.HTTPBadRequest(text="no words")
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for piece in (b"data: one\n\n", b"data: two\n\ndata: three\n\n", b"data: four"):
+            await response.write(piece)
+            await asyncio.sleep(0.05)
+        return response
+
+    app = web.Application()
+    app.router.add_get("/{any}", words)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    client = HttpClient(f"http://127.0.0.1:{runner.addresses[0][1]}")
+    try:
+        assert [n async for n in client.stream({"method": "GET", "path": "/some"})] == [1, 2, 1]
+        with pytest.raises(HttpError, match="HTTP 400: no words"):
+            assert [n async for n in client.stream({"method": "GET", "path": "/none"})]
+    finally:
+        await client.close()
+        await runner.cleanup()
+
+
+def test_what_an_slo_of_streams_says() -> None:
+    """Fails if a bound is lost on the way to a person, or one makes no sense."""
+    assert str(STREAMED) == "p99 of TTFT <= 50 ms and of TPOT <= 20 ms"
+    assert str(SLO) == "p99 <= 50 ms"
+    assert str(replace(SLO, median_s=0.02)) == "p99 <= 50 ms and p50 <= 20 ms"
+    assert STREAMED.streamed(0.04, 0.01) == 0.04
+    assert STREAMED.streamed(0.01, 0.03) == pytest.approx(0.075)  # half as long again as it may be
+    with pytest.raises(InputError, match="goes with one for the first token"):
+        replace(SLO, tpot_s=0.02)
 
 
 async def test_a_settled_verdict_ends_a_window() -> None:

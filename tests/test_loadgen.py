@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,10 @@ class Sleeping:
         if self._fails_every and self.sent % self._fails_every == 0:
             raise ValueError("no")
         await asyncio.sleep(0.02)
+
+    def stream(self, payload: Any) -> AsyncIterator[int]:
+        """LoadGen knows no streams."""
+        raise NotImplementedError
 
     async def close(self) -> None:
         """Nothing is open."""

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def test_bad_price_file(tmp_path: Path, text: str) -> None:
         {"max_error_rate": 1.0},
     ],
 )
-def test_illegal_slo(bound: dict[str, float]) -> None:
+def test_illegal_slo(bound: dict[str, Any]) -> None:
     """Fails if a bound that everything or nothing meets can be built."""
     with pytest.raises(InputError, match="the SLO's"):
         Slo(**{"latency_s": 0.1, **bound})

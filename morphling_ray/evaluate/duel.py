@@ -89,7 +89,8 @@ class Duel:
 
     def fight(self) -> tuple[Measurement, Measurement]:
         """Compares them; one that fails has lost."""
-        if self._plain.closed_loop or self._slo.median_s is not None:  # of which the rounds say nothing
+        # Of the median, and of streams, the rounds say nothing.
+        if self._plain.closed_loop or self._slo.median_s is not None or self._slo.streaming:
             return self._apart()
         with self._sides() as sides:
             found = self._rounds(sides) if sides is not None else None

@@ -62,7 +62,7 @@ class OnlineEvaluator:
         self._slo = slo
         self._seed = seed
         self.stand = Stand(facts, slo, source, root_url=root_url, startup_timeout_s=startup_timeout_s, own_ray=own_ray)
-        foreseen = space is not None and not closed_loop
+        foreseen = space is not None and not closed_loop and not slo.streaming  # batches of tokens are not foretold
         self._twin = BatchingTwin(facts, slo, self.stand.crew, space) if foreseen and space is not None else None
         self._plain = PlainProbes(slo, self.stand, self._twin, closed_loop=closed_loop)
         self._tried: set[str] = set()  # measured already, with whatever outcome

@@ -73,7 +73,8 @@ class PlainProbes:
         """
         with attempt.watch.stage("probing", "measuring the capacity"):
             # As many in flight as the SLO leaves room for: more would form batches that no passing rate can form.
-            room = round(warm_rps * self._slo.latency_s)
+            # Of streams as many as fill the batches: they go on for longer than the SLO says.
+            room = in_flight if self._slo.streaming else round(warm_rps * self._slo.latency_s)
             capacity = self._crew.saturate(in_flight=max(2, min(in_flight, room)), window_s=SATURATE_S)
             attempt.probes.append(capacity)
             if self.failing(capacity):
@@ -180,10 +181,8 @@ class PlainProbes:
         if ran_out(errors):
             reason = of_requests(errors, largest_batch(attempt.configuration, 1))
             return attempt.measurement(infeasible_because=reason, **told)
-        reason = f"SLO missed at any rate: p{self._slo.percentile:g} above {self._slo.latency_s * 1e3:g} ms "
-        if self._slo.median_s is not None:
-            reason += f"or p50 above {self._slo.median_s * 1e3:g} ms "
-        reason += f"at {lowest_rps:.3g} RPS" + (f"; requests failed: {errors}" if errors else "")
+        reason = f"SLO missed at any rate: not {self._slo} at {lowest_rps:.3g} RPS"
+        reason += f"; requests failed: {errors}" if errors else ""
         return attempt.measurement(infeasible_because=reason, **told)
 
     def failing(self, closed: Probe) -> bool:

@@ -1,7 +1,7 @@
 """How one request is sent: through a Serve handle, over HTTP or by gRPC; `send(payload)` raises where it fails."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any, Protocol
 
 HTTP_KEYS = {"method", "path", "json", "body", "headers"}
@@ -26,6 +26,10 @@ class Client(Protocol):
         """Sends one request; the awaitable raises if it fails, and cancelling it gives the request up."""
         ...
 
+    def stream(self, payload: Any) -> AsyncIterator[int]:
+        """Sends one request whose answer is streamed, and yields how many tokens each piece of it holds."""
+        ...
+
     async def close(self) -> None:
         """Frees connections."""
         ...
@@ -42,6 +46,17 @@ class HandleClient:
         response = self._handle.remote() if payload is None else self._handle.remote(payload)
         try:
             return await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+
+    async def stream(self, payload: Any) -> AsyncIterator[int]:
+        """See `Client`: each item that the application yields is a token."""
+        handle = self._handle.options(stream=True)
+        response = handle.remote() if payload is None else handle.remote(payload)
+        try:
+            async for _ in response:
+                yield 1
         except asyncio.CancelledError:
             response.cancel()
             raise
@@ -65,18 +80,31 @@ class HttpClient:
 
     async def send(self, payload: Any) -> Any:
         """See `Client`."""
-        url = self._root_url + "/" + str(payload["path"]).lstrip("/")
-        async with self._session.request(
+        async with self._request(payload) as response:
+            await self._check(response)
+            return await response.read()
+
+    def _request(self, payload: Any) -> Any:
+        return self._session.request(
             str(payload["method"]),
-            url,
+            self._root_url + "/" + str(payload["path"]).lstrip("/"),
             json=payload.get("json"),
             data=payload.get("body"),
             headers=payload.get("headers"),
-        ) as response:
+        )
+
+    @staticmethod
+    async def _check(response: Any) -> None:
+        if response.status >= 400:
             body = await response.read()
-            if response.status >= 400:
-                raise HttpError(f"HTTP {response.status}: {body[:200].decode(errors='replace')}")
-            return body
+            raise HttpError(f"HTTP {response.status}: {body[:200].decode(errors='replace')}")
+
+    async def stream(self, payload: Any) -> AsyncIterator[int]:
+        """See `Client`: each line that is not empty is a token, so that pieces which travel together count as many."""
+        async with self._request(payload) as response:
+            await self._check(response)
+            async for piece in response.content.iter_any():
+                yield max(1, sum(bool(line.strip()) for line in piece.splitlines()))
 
     async def close(self) -> None:
         """See `Client`."""
@@ -106,6 +134,10 @@ class GrpcClient:
             serialise = type(message).SerializeToString
             self._calls[method] = self._channel.unary_unary(method, request_serializer=serialise)
         return await self._calls[method](message, metadata=self._metadata)
+
+    def stream(self, payload: Any) -> AsyncIterator[int]:
+        """See `Client`."""
+        raise NotImplementedError("streams go through a Serve handle or HTTP")
 
     async def close(self) -> None:
         """See `Client`."""

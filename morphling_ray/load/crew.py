@@ -63,7 +63,7 @@ class Crew:
 
     def alone(self, count: int) -> list[float]:
         """Latencies without company; see `LoadDriver.alone`."""
-        latency_s: list[float] = ray.get(self._drivers[0].alone.remote(count))
+        latency_s: list[float] = ray.get(self._drivers[0].alone.remote(count, self._slo))
         return latency_s
 
     def saturate(self, *, in_flight: int, window_s: float, kind: str = "saturate") -> Probe:
@@ -103,7 +103,7 @@ class Crew:
         driver = (
             ray.remote(ServeLoadDriver)
             .options(num_cpus=0, max_concurrency=4, runtime_env={"env_vars": self._environment})
-            .remote(*self._arguments)
+            .remote(*self._arguments, streaming=self._slo.streaming)
         )
         if self.cores:
             ray.get(driver.pin.remote(self.cores))

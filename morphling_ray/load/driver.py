@@ -31,21 +31,43 @@ LEAD_S = 0.005  # from the last preparation to the first instant of a window
 CHECK_S = 0.01  # how often it is checked whether a window is settled
 _APART = 1_000_033  # between the seeds of the parts of a window that grows
 ALONE_S, ALONE_AT_LEAST = 0.6, 5  # how long, or how many, requests are sent one by one
+# A window is as long as that many streams at least, and so is what goes before it and what is waited for after it.
+STREAMS, LEARNING, LONGEST_STREAM_S = 2.0, 0.2, 60.0
 MANY_ERRORS = 20  # end a closed loop, which would otherwise fail as fast as it can
 
 
 @dataclass
+class _Stream:
+    """The answer of one request as far as it has come."""
+
+    first: float
+    at_once: int  # tokens of its first piece
+    last: float
+    tokens: int
+
+    @property
+    def tpot_s(self) -> float:
+        """Time for each token after the first piece."""
+        return (self.last - self.first) / max(1, self.tokens - self.at_once)
+
+
+@dataclass
 class _Window:
-    """Records of one window, filled while it runs; times are those of `time.perf_counter`."""
+    """Records of one window, filled while it runs; times are those of `time.perf_counter`.
+
+    Requests that are due before `start` only bring the server to where it is when many streams are going on.
+    """
 
     start: float
-    slo_s: float
+    slo: Slo
     cpu: float = field(default_factory=time.process_time)
     due: list[float] = field(default_factory=list)
     latency_s: list[float] = field(default_factory=list)  # NaN while in flight
     lag_s: list[float] = field(default_factory=list)
     in_flight: dict[int, asyncio.Task[None]] = field(default_factory=dict)  # by row, in the order of sending
+    streams: dict[int, _Stream] = field(default_factory=dict)  # by row
     finished_at: list[float] = field(default_factory=list)
+    early: int = 0  # requests that are due before the start
     late: int = 0
     errors: int = 0
     first_error: str = ""
@@ -54,38 +76,56 @@ class _Window:
         """Makes the row of a request that is sent now."""
         self.due.append(due)
         self.latency_s.append(np.nan)
+        self.early += due < self.start
         return len(self.due) - 1
+
+    def piece(self, row: int, tokens: int) -> None:
+        """Records that a piece of an answer has come."""
+        now = time.perf_counter()
+        if (stream := self.streams.get(row)) is None:
+            self.streams[row] = _Stream(now, tokens, now, tokens)
+        else:
+            stream.last, stream.tokens = now, stream.tokens + tokens
 
     def end(self, row: int, error: BaseException | None = None) -> None:
         """Records an answer, or that there is none."""
         now = time.perf_counter()
         self.in_flight.pop(row, None)  # here and not when the task is done: nobody must be counted twice
+        if error is None and self.slo.streaming and row not in self.streams:
+            error = ValueError("the answer is an empty stream")
         if error is None:
             self.finished_at.append(now)
-            self.latency_s[row] = now - self.due[row]
+            self.latency_s[row] = self._so_far(row, now)
         else:
             self.errors += 1
             self.latency_s[row] = np.inf
             self.first_error = self.first_error or _describe(error)
-        self.late += self.latency_s[row] > self.slo_s
+        self.late += self.due[row] >= self.start and self.latency_s[row] > self.slo.latency_s
+
+    def _so_far(self, row: int, now: float) -> float:
+        stream = self.streams.get(row)
+        return now - self.due[row] if stream is None else self.slo.streamed(stream.first - self.due[row], stream.tpot_s)
 
     def known(self) -> tuple[int, int]:
         """Requests that have a fate, and those of them that are late or failed; who is overdue is late already."""
-        now, overdue = time.perf_counter(), 0
+        now, waiting, overdue = time.perf_counter(), 0, 0
         for row in self.in_flight:
-            if now - self.due[row] <= self.slo_s:
-                break
-            overdue += 1
-        return len(self.due) - len(self.in_flight) + overdue, self.late + overdue
+            if self.due[row] < self.start:
+                continue
+            waiting += 1
+            stream = self.streams.get(row)
+            overdue += (now if stream is None else stream.first) - self.due[row] > self.slo.latency_s
+        return len(self.due) - self.early - waiting + overdue, self.late + overdue
 
     def record(self, *, planned: int, settled: Verdict | None, achieved_rps: float | None = None) -> Record:
         """What is known now. Who is in flight has waited so long; who is in time so far has no fate and is left out."""
         now, cpu = time.perf_counter(), time.process_time()
         due, latency_s = np.array(self.due, float), np.array(self.latency_s, float)
         waiting = np.isnan(latency_s)
-        latency_s[waiting] = now - due[waiting]
-        fate = ~waiting | (latency_s > self.slo_s)
+        latency_s[waiting] = [self._so_far(int(row), now) for row in np.flatnonzero(waiting)]
+        fate = (~waiting | (latency_s > self.slo.latency_s)) & (due >= self.start)
         elapsed_s = now - self.start
+        streams = [(self.due[row], s) for row, s in self.streams.items() if self.due[row] >= self.start]
         return Record(
             due_s=due[fate] - self.start,
             latency_s=latency_s[fate],
@@ -98,6 +138,9 @@ class _Window:
             elapsed_s=elapsed_s,
             driver_cpu=(cpu - self.cpu) / elapsed_s,
             settled=settled,
+            ttft_s=np.array([s.first - due for due, s in streams]),
+            tpot_s=np.array([s.tpot_s for _, s in streams]),
+            took_s=np.array([s.last - due for due, s in streams]),
         )
 
 
@@ -107,12 +150,15 @@ class LoadDriver:
     Args:
         connect: Makes the client; called inside the event loop.
         payloads: Endless iterator of what requests send.
+        streaming: Answers are streamed.
     """
 
-    def __init__(self, connect: Callable[[], Client], payloads: Iterator[Any]) -> None:
+    def __init__(self, connect: Callable[[], Client], payloads: Iterator[Any], *, streaming: bool = False) -> None:
         self._connect = connect
         self._payloads = payloads
+        self._streaming = streaming
         self._client: Client | None = None
+        self._stream_s = 0.0  # what a stream takes, about: a window is to be as long as several
 
     @property
     def _open(self) -> Client:
@@ -139,17 +185,18 @@ class LoadDriver:
             An empty text and the answer, or what went wrong and None.
         """
         try:
-            return "", await asyncio.wait_for(self._open.send(next(self._payloads)), timeout_s)
+            return "", await asyncio.wait_for(self._answer(next(self._payloads)), timeout_s)
         except asyncio.TimeoutError:
             return f"no answer within {timeout_s:g} s", None
         except Exception as error:  # noqa: BLE001  the application's own error, whatever it is
             return _describe(error), None
 
-    async def alone(self, count: int, within_s: float = ALONE_S) -> list[float]:
+    async def alone(self, count: int, slo: Slo, within_s: float = ALONE_S) -> list[float]:
         """Latencies of requests that are sent one after the other, in seconds; failed ones are left out.
 
         Args:
             count: How many, at most.
+            slo: What a latency is, where answers are streamed.
             within_s: None is sent later than this, but for the first few.
         """
         latency_s: list[float] = []
@@ -157,15 +204,25 @@ class LoadDriver:
         for sent_before in range(count):
             if sent_before >= ALONE_AT_LEAST and time.perf_counter() > began + within_s:
                 break
-            sent = time.perf_counter()
-            problem, _answer = await self.ask(DRAIN_S)
-            if not problem:
-                latency_s.append(time.perf_counter() - sent)
+            if (found := await self._one(slo)) is not None:
+                latency_s.append(found)
         return latency_s
+
+    async def _one(self, slo: Slo) -> float | None:
+        """The latency of one request; None where it fails."""
+        window = _Window(time.perf_counter(), slo)
+        row = window.begin(window.start)
+        try:
+            patience_s = LONGEST_STREAM_S if self._streaming else DRAIN_S
+            await asyncio.wait_for(self._send(window, row, next(self._payloads)), patience_s)
+        except asyncio.TimeoutError:
+            return None
+        return None if window.errors else window.latency_s[row]
 
     async def saturate(self, *, in_flight: int, window_s: float, slo: Slo) -> Record:
         """Closed loop: keeps `in_flight` requests going for `window_s`; `achieved_rps` is the capacity."""
-        window = _Window(time.perf_counter(), slo.latency_s)
+        window_s = max(window_s, STREAMS * self._stream_s)
+        window = _Window(time.perf_counter(), slo)
         end = window.start + window_s
 
         async def worker() -> None:
@@ -173,7 +230,7 @@ class LoadDriver:
                 await self._send(window, window.begin(now), next(self._payloads))
 
         tasks = [asyncio.ensure_future(worker()) for _ in range(in_flight)]
-        await asyncio.wait(tasks, timeout=window_s + 1.0)
+        await asyncio.wait(tasks, timeout=window_s + 1.0 + self._stream_s)
         capacity_rps = _completion_rate(window.finished_at, end, time.perf_counter() - window.start)
         record = window.record(planned=len(window.due), settled=None, achieved_rps=capacity_rps)
         await _give_up(tasks)
@@ -206,11 +263,15 @@ class LoadDriver:
         draw = representative_arrivals if representative else poisson_arrivals
         # All of them are drawn now: while requests are sent there is no time for it.
         parts = [draw(rate_rps, window_s, seed + _APART * i) + i * window_s for i in range(windows)]
+        # An empty server makes light of the first streams: others, which do not count, come before them.
+        before_s = STREAMS * self._stream_s
+        before = poisson_arrivals(rate_rps, before_s, seed + _APART * windows) - before_s if before_s else np.empty(0)
+        first_payloads = [next(self._payloads) for _ in before]
         payloads = [[next(self._payloads) for _ in part] for part in parts]
         tests, most_late = Sequential(slo), allowed_late(sum(map(len, parts)), slo)
         collecting = gc.isenabled()
         gc.disable()  # a collection in the middle of a window would make it late
-        window, settled, planned = _Window(time.perf_counter() + LEAD_S, slo.latency_s), None, 0
+        window, settled, planned = _Window(time.perf_counter() + LEAD_S + before_s, slo), None, 0
 
         def decide() -> Verdict | None:
             if whole:
@@ -223,6 +284,7 @@ class LoadDriver:
             return tests.settled(known, late)
 
         try:
+            await self._offer(window, (before + window.start).tolist(), first_payloads, lambda: None)
             for part, sent in zip(parts, payloads, strict=True):
                 settled = await self._offer(window, (part + window.start).tolist(), sent, decide)
                 planned += len(part)
@@ -233,7 +295,7 @@ class LoadDriver:
                     list(window.in_flight.values()), timeout=CHECK_S, return_when=asyncio.FIRST_COMPLETED
                 )
                 settled = settled or decide()
-                if time.perf_counter() > window.due[-1] + slo.latency_s:
+                if time.perf_counter() > window.due[-1] + slo.latency_s + STREAMS * self._stream_s:
                     break  # all that are left are late, whatever happens to them now
             record = window.record(planned=planned, settled=settled)
             await _give_up(list(window.in_flight.values()))
@@ -246,7 +308,7 @@ class LoadDriver:
         self, window: _Window, due: list[float], payloads: list[Any], decide: Callable[[], Verdict | None]
     ) -> Verdict | None:
         """Sends each request at its instant; ends with a verdict where one is settled before the last is sent."""
-        check_at = max(window.start, time.perf_counter())
+        check_at = time.perf_counter()
         for at, payload in zip(due, payloads, strict=True):
             while True:
                 now = time.perf_counter()
@@ -269,21 +331,40 @@ class LoadDriver:
         """Waits until one request alone is quick again: a server may go on computing what was given up."""
         deadline = time.perf_counter() + DRAIN_S
         while time.perf_counter() < deadline:
-            sent = time.perf_counter()
-            problem, _ = await self.ask(DRAIN_S)
-            if problem or time.perf_counter() - sent < slo.latency_s / 2:
+            took_s = await self._one(slo)
+            if took_s is None or took_s < slo.latency_s / 2:
                 return
 
     async def _send(self, window: _Window, row: int, payload: Any) -> None:
         """Sends the request of a row, and records its end."""
         try:
-            await self._open.send(payload)
+            if self._streaming:
+                async for tokens in self._open.stream(payload):
+                    window.piece(row, tokens)
+            else:
+                await self._open.send(payload)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001  a failed request is a result; what failed is kept
             window.end(row, error)
         else:
             window.end(row)
+            if (stream := window.streams.get(row)) is not None:
+                self._learn(stream.last - stream.first)
+
+    async def _answer(self, payload: Any) -> Any:
+        """The answer to one request; of one that is streamed, how many tokens it had."""
+        if not self._streaming:
+            return await self._open.send(payload)
+        first = last = tokens = 0.0
+        async for more in self._open.stream(payload):
+            last, tokens = time.perf_counter(), tokens + more
+            first = first or last
+        self._learn(last - first)
+        return int(tokens)
+
+    def _learn(self, stream_s: float) -> None:
+        self._stream_s += LEARNING * (stream_s - self._stream_s) if self._stream_s else stream_s
 
 
 def _completion_rate(finished_at: list[float], end: float, elapsed_s: float) -> float:
@@ -332,10 +413,13 @@ class ServeLoadDriver(LoadDriver):
         app_name: The application.
         source: What requests send.
         root_url: See `connect`.
+        streaming: See `LoadDriver`.
     """
 
-    def __init__(self, app_name: str, source: RequestSource, root_url: str | None = None) -> None:
-        super().__init__(lambda: connect(app_name, root_url), source.payloads())
+    def __init__(
+        self, app_name: str, source: RequestSource, root_url: str | None = None, *, streaming: bool = False
+    ) -> None:
+        super().__init__(lambda: connect(app_name, root_url), source.payloads(), streaming=streaming)
         gc.freeze()  # what was imported is never garbage: collections during a window get shorter
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ from morphling_ray.measurement import Probe, Verdict
 from morphling_ray.objective import Slo
 
 FloatArray = npt.NDArray[np.float64]
+NOTHING: FloatArray = np.empty(0)
 
 MAX_LAG_SHARE = 0.25  # of the SLO's latency: a driver that sends later than this has itself spoilt the window
 
@@ -32,6 +33,9 @@ class Record:
         elapsed_s: How long the window took.
         driver_cpu: Share of one core that the driver used.
         settled: MISSED or MET, where that was settled before the window was over.
+        ttft_s: Of streamed answers, the time to the first token, shape `(m,)`.
+        tpot_s: And for each token after it, shape `(m,)`.
+        took_s: And until the last one, shape `(m,)`.
     """
 
     due_s: FloatArray
@@ -45,6 +49,9 @@ class Record:
     elapsed_s: float
     driver_cpu: float
     settled: Verdict | None
+    ttft_s: FloatArray = field(default_factory=lambda: NOTHING)
+    tpot_s: FloatArray = field(default_factory=lambda: NOTHING)
+    took_s: FloatArray = field(default_factory=lambda: NOTHING)
 
 
 def together(records: Sequence[Record]) -> Record:
@@ -65,6 +72,9 @@ def together(records: Sequence[Record]) -> Record:
         elapsed_s=max(r.elapsed_s for r in records),
         driver_cpu=max(r.driver_cpu for r in records),
         settled=Verdict.MISSED if Verdict.MISSED in settled else met,
+        ttft_s=np.concatenate([r.ttft_s for r in records]),
+        tpot_s=np.concatenate([r.tpot_s for r in records]),
+        took_s=np.concatenate([r.took_s for r in records]),
     )
 
 
@@ -87,6 +97,7 @@ def judge(record: Record, *, kind: str, rate_rps: float, window_s: float, slo: S
         slo: The bounds.
     """
     latency = record.latency_s
+    took_s = record.took_s if slo.streaming else latency[np.isfinite(latency)]
     late = int((latency > slo.latency_s).sum())
     p50, p90, p99, at_slo = _percentiles(latency, (50.0, 90.0, 99.0, slo.percentile))
     lag_s = _percentiles(record.lag_s, (99.0,))[0]
@@ -118,7 +129,9 @@ def judge(record: Record, *, kind: str, rate_rps: float, window_s: float, slo: S
         verdict=verdict,
         reason=reason,
         tail_s=tail_s(latency, slo.percentile),
-        mean_s=round(float(latency[np.isfinite(latency)].mean()), 6) if np.isfinite(latency).any() else 0.0,
+        mean_s=round(float(took_s.mean()), 6) if len(took_s) else 0.0,
+        ttft_s=_percentiles(record.ttft_s, (slo.percentile,))[0],
+        tpot_s=_percentiles(record.tpot_s, (slo.percentile,))[0],
     )
 
 

@@ -164,6 +164,17 @@ def _scalar(node: Any, keys: tuple[str, ...]) -> Value | None:
     return node if isinstance(node, (int, float, str, bool)) else None
 
 
+def undeclared_limits(knobs: Iterable[Knob], facts: ApplicationFacts) -> list[str]:
+    """Deployments whose limit of requests in flight is left to Serve, and is no knob either."""
+    places = {place_of(knob.name, facts) for knob in knobs}
+    limit = SHORT_NAMES["max_ongoing_requests"]
+    return [
+        d.name
+        for d in facts.deployments.values()
+        if d.max_ongoing_requests is None and Place(d.name, limit) not in places
+    ]
+
+
 def batch_knobs(knobs: Iterable[Knob], facts: ApplicationFacts) -> list[str]:
     """Names of the knobs that set how requests are batched, and nothing else."""
     places = {knob.name: place_of(knob.name, facts).keys for knob in knobs}

@@ -1,0 +1,211 @@
+"""Whether what is promised holds: `python -m benchmarks.examples`.
+
+Each example is tuned by the command in its README, its Serve config is started with `serve run` as a user would, and a
+client that shares nothing with our load driver but the requests offers Poisson load at rates around the promised peak.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
+
+from benchmarks.bench import keep
+from morphling_ray.experiment import Parser, add_flags, resolve
+from morphling_ray.objective import Slo
+from morphling_ray.target import ServeTarget
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+COMMANDS = {
+    line.split("](")[0].split("[")[1].removesuffix(".py"): shlex.split(line.split("`")[-2])[3:]
+    for line in (EXAMPLES / "README.md").read_text().splitlines()
+    if "python -m morphling_ray.tune" in line
+}
+LOW, HIGH, RATES, ROUNDS, WINDOW_S = 0.72, 1.25, 9, 3, 4.0
+UP_S, DOWN_S = 90.0, 60.0
+Send = Callable[[Any], AsyncIterator[None]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs and prints; returns 0."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.examples", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=COMMANDS, default=list(COMMANDS))
+    parser.add_argument("--max-trials", default="12")
+    parser.add_argument("--client", type=float, metavar="RPS", help=argparse.SUPPRESS)
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.client:
+        print(json.dumps(asyncio.run(_offer_around(arguments.client, rest))))
+        return 0
+    rows: list[dict[str, Any]] = []
+    for name in arguments.only:
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copytree(EXAMPLES, folder, dirs_exist_ok=True)
+            rows.append({"example": name, **_check(Path(folder), COMMANDS[name], arguments.max_trials)})
+        row = rows[-1]
+        print(
+            f"{name}: promised {row['promised_rps']:.4g} RPS, found {row['found_rps']:.4g} RPS "
+            f"({row['found_rps'] / row['promised_rps']:.2f}), gain {row['gain']}",
+            flush=True,
+        )
+    off = [abs(row["found_rps"] / row["promised_rps"] - 1) for row in rows]
+    print(f"within 10 %: {sum(o <= 0.1 for o in off)} of {len(off)}; off by {np.median(off):.1%} in the median")
+    keep("examples", rows, argv or sys.argv[1:])
+    return 0
+
+
+def _check(folder: Path, command: Sequence[str], max_trials: str) -> dict[str, Any]:
+    """Tunes, serves and loads one example."""
+    tune = [sys.executable, "-m", "morphling_ray.tune", *command, "--max-trials", max_trials, "--run-dir", "out"]
+    root = str(Path(__file__).parents[1])
+    variables = {**os.environ, "PYTHONPATH": root, "RAY_USAGE_STATS_ENABLED": "0"}
+    ended = subprocess.run(tune, cwd=folder, env=variables, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise SystemExit(ended.stderr)
+    result = json.loads(ended.stdout.splitlines()[-1])
+    outcome = json.loads((folder / "out" / "recommendation.json").read_text())
+    with _serve_run(folder, variables):
+        client = [sys.executable, "-m", "benchmarks.examples", "--client", str(result["peak_rps"]), *command]
+        offered = subprocess.run(client, cwd=folder, env=variables, capture_output=True, text=True, check=False)
+        if offered.returncode:
+            raise SystemExit(offered.stderr)
+    found: dict[str, Any] = json.loads(offered.stdout.splitlines()[-1])
+    gain = outcome.get("gain_over_baseline")
+    return {
+        "configuration": result["configuration"],
+        "promised_rps": result["peak_rps"],
+        "interval_rps": outcome.get("peak_rps_interval"),
+        "gain": f"{gain:.2f}x" if gain else "none",
+        "seconds": result["seconds"],
+        **found,
+    }
+
+
+@contextlib.contextmanager
+def _serve_run(folder: Path, variables: dict[str, str]) -> Iterator[None]:
+    """`serve run` of what was recommended, until its HTTP server is up; ended with all that it started."""
+    command = [str(Path(sys.executable).with_name("serve")), "run", "out/serve_config.yaml"]
+    with (folder / "serve.log").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, env=variables, stdout=log, stderr=log, start_new_session=True)
+        try:
+            deadline = time.monotonic() + UP_S
+            while "deployed successfully" not in (folder / "serve.log").read_text():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise SystemExit((folder / "serve.log").read_text()[-3000:])
+                time.sleep(0.5)
+            yield
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(DOWN_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+async def _offer_around(promised_rps: float, command: Sequence[str]) -> dict[str, Any]:
+    """In a process of its own: load around the promised peak, and where the share of late requests passes the SLO's."""
+    parser = Parser()
+    add_flags(parser)
+    target = ServeTarget(resolve(parser.parse_args(command)))
+    slo = target._experiment.slo()  # as it was tuned for
+    send = _sender(target)
+    payloads = target.source.payloads()
+    rng = np.random.default_rng(0)
+    rates = promised_rps * np.geomspace(LOW, HIGH, RATES)
+    late, requests = np.zeros(RATES), np.zeros(RATES)
+    await _window(send, payloads, promised_rps / 2, WINDOW_S, slo, rng)  # which warms everything up
+    for _ in range(ROUNDS):
+        for i in rng.permutation(RATES):
+            missed, count = await _window(send, payloads, float(rates[i]), WINDOW_S, slo, rng)
+            late[i] += missed
+            requests[i] += count
+    share = isotonic_regression(late / requests, weights=requests).x
+    allowed = 1 - slo.percentile / 100
+    passing = np.flatnonzero(share <= allowed)
+    if not len(passing):
+        found = float(rates[0])
+    elif (last := int(passing[-1])) == RATES - 1:
+        found = float(rates[-1])
+    else:
+        part = (allowed - share[last]) / (share[last + 1] - share[last])
+        found = float(rates[last] * (rates[last + 1] / rates[last]) ** part)
+    return {"found_rps": found, "rates_rps": rates.tolist(), "late": (late / requests).round(4).tolist()}
+
+
+def _sender(target: ServeTarget) -> Send:
+    """Sends a request as a user's own code would; yields at each piece of the answer."""
+    if target.proxy == "http":
+        import aiohttp
+
+        session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+
+        async def over_http(payload: Any) -> AsyncIterator[None]:
+            url = f"http://127.0.0.1:8000{payload['path']}"
+            async with session.request(payload["method"], url, json=payload.get("json")) as response:
+                response.raise_for_status()
+                await response.read()
+                yield
+
+        return over_http
+    import ray
+    from ray import serve
+
+    ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+    handle = serve.get_app_handle("morphling")
+    streaming = target._experiment.slo().streaming
+
+    async def by_handle(payload: Any) -> AsyncIterator[None]:
+        if streaming:
+            async for _ in handle.options(stream=True).remote(payload):
+                yield
+        else:
+            await handle.remote(payload)
+            yield
+
+    return by_handle
+
+
+async def _window(
+    send: Send, payloads: Iterator[Any], rate_rps: float, window_s: float, slo: Slo, rng: np.random.Generator
+) -> tuple[int, int]:
+    """Poisson arrivals for so long; how many were late or failed, and how many there were."""
+    gaps = rng.exponential(1 / rate_rps, size=int(2 * rate_rps * window_s) + 20)
+    due = np.cumsum(gaps)
+    due = due[due < window_s]
+    start, late = time.perf_counter(), 0
+
+    async def one(at: float) -> None:
+        nonlocal late
+        try:
+            pieces = []
+            async for _ in send(next(payloads)):
+                pieces.append(time.perf_counter() - start - at)
+            first, last = pieces[0], pieces[-1]
+            took = slo.streamed(first, (last - first) / max(1, len(pieces) - 1)) if slo.streaming else last
+            late += took > slo.latency_s
+        except Exception:  # noqa: BLE001  a failed request is late
+            late += 1
+
+    tasks = []
+    for at in due:
+        if (wait := start + at - time.perf_counter()) > 0:
+            await asyncio.sleep(wait)
+        tasks.append(asyncio.ensure_future(one(float(at))))
+    await asyncio.gather(*tasks)
+    return late, len(due)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
