@@ -82,7 +82,7 @@ def bind() -> None:
     if instance is not None:
         part = _take_instance(instance)
         os.environ["CUDA_VISIBLE_DEVICES"] = part.uuid
-    _in_force.update(uuid=part.uuid, memory=memory, share=share, instance=instance, mps=False)
+    _in_force.update(memory=memory, share=share, mps=False)
     if memory is not None:
         _wait_for_memory(part, memory)
         _limit_torch(max(memory - CONTEXT_BYTES / part.memory_bytes, 0.01) if memory < 1.0 else 1.0)
