@@ -35,7 +35,7 @@ COMMANDS = {
     if "python -m morphling_ray.tune" in line
 }
 LOW, HIGH, RATES, ROUNDS, WINDOW_S = 0.72, 1.25, 9, 3, 4.0
-UP_S, DOWN_S = 90.0, 60.0
+UP_S = 90.0
 Send = Callable[[Any], AsyncIterator[None]]
 
 
@@ -95,23 +95,20 @@ def _check(folder: Path, command: Sequence[str], max_trials: str) -> dict[str, A
 
 @contextlib.contextmanager
 def _serve_run(folder: Path, variables: dict[str, str]) -> Iterator[None]:
-    """`serve run` of what was recommended, until its HTTP server is up; ended with all that it started."""
+    """`serve run` of what was recommended, ended with all that it started."""
     command = [str(Path(sys.executable).with_name("serve")), "run", "out/serve_config.yaml"]
     with (folder / "serve.log").open("w") as log:
         process = subprocess.Popen(command, cwd=folder, env=variables, stdout=log, stderr=log, start_new_session=True)
         try:
             deadline = time.monotonic() + UP_S
-            while "deployed successfully" not in (folder / "serve.log").read_text():
+            while "Submitted deploy config" not in (folder / "serve.log").read_text():
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise SystemExit((folder / "serve.log").read_text()[-3000:])
                 time.sleep(0.5)
             yield
         finally:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(DOWN_S)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)  # with the Ray that it started: a polite end takes half a minute
+            process.wait()
 
 
 async def _offer_around(promised_rps: float, command: Sequence[str]) -> dict[str, Any]:
@@ -120,6 +117,7 @@ async def _offer_around(promised_rps: float, command: Sequence[str]) -> dict[str
     add_flags(parser)
     target = ServeTarget(resolve(parser.parse_args(command)))
     slo = target._experiment.slo()  # as it was tuned for
+    _wait_until_it_runs()
     send = _sender(target)
     payloads = target.source.payloads()
     rng = np.random.default_rng(0)
@@ -144,6 +142,19 @@ async def _offer_around(promised_rps: float, command: Sequence[str]) -> dict[str
     return {"found_rps": found, "rates_rps": rates.tolist(), "late": (late / requests).round(4).tolist()}
 
 
+def _wait_until_it_runs() -> None:
+    """Connects to the cluster of `serve run`, and waits until the application is up."""
+    import ray
+    from ray import serve
+
+    ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+    deadline = time.monotonic() + UP_S
+    while (status := serve.status().applications["morphling"].status) != "RUNNING":
+        if time.monotonic() > deadline:
+            raise SystemExit(f"the application is {status}")
+        time.sleep(0.2)
+
+
 def _sender(target: ServeTarget) -> Send:
     """Sends a request as a user's own code would; yields at each piece of the answer."""
     if target.proxy == "http":
@@ -159,10 +170,8 @@ def _sender(target: ServeTarget) -> Send:
                 yield
 
         return over_http
-    import ray
     from ray import serve
 
-    ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
     handle = serve.get_app_handle("morphling")
     streaming = target._experiment.slo().streaming
 

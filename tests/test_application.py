@@ -14,6 +14,7 @@ from morphling_ray.serving.knobs import check_knobs, place_of, present_configura
 from morphling_ray.serving.limits import CORES_VARIABLE
 from morphling_ray.serving.serve_config import (
     expected_replicas,
+    fit,
     largest_batch,
     replica_resources,
     serve_config,
@@ -146,6 +147,17 @@ def test_limits_that_are_left_to_serve(batched: ApplicationFacts, web: Applicati
     assert undeclared_limits([], web) == ["Model", "Web"]
     knob = Knob.infer("deployments.Model.max_ongoing_requests", [5, 100])
     assert undeclared_limits([knob], web) == ["Web"]
+
+
+def test_room_is_on_single_nodes() -> None:
+    """Fails if a replica is taken to fit that no node has the room for, or if room is given away twice."""
+    nodes = [{"CPU": 2.0}, {"CPU": 3.0, "GPU": 1.0}]
+    assert fit([{"CPU": 2.0}, {"CPU": 2.0}], nodes)
+    assert not fit([{"CPU": 4.0}], nodes)
+    assert not fit([{"CPU": 2.0}] * 3, nodes)
+    assert fit([{"CPU": 1.0, "GPU": 0.5}] * 2, nodes)
+    assert not fit([{"CPU": 1.0, "GPU": 0.6}] * 2, nodes)
+    assert nodes[1]["GPU"] == 1.0
 
 
 def test_the_present_configuration(batched: ApplicationFacts) -> None:

@@ -222,6 +222,18 @@ def test_another_server_is_measured_by_plain_probes(served: tuple[Any, Any]) -> 
     assert found.metrics["peak_rps"] == pytest.approx(expected, rel=0.2)
 
 
+@pytest.mark.parametrize("served", [("md1", {"cpu_cores": [1, 2], "num_replicas": [1, 2]})], indirect=True)
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) != 2, reason="all cores must be one replica's")
+def test_a_deployment_grows_where_there_is_no_room_beside_it(served: tuple[Any, Any]) -> None:
+    """Fails if Serve waits for cores that the replica before holds: it would, for ever."""
+    _, evaluator = served
+    began = time.monotonic()
+    for cores, replicas in ((2, 1), (1, 2), (2, 1)):
+        evaluator.stand.bring_up({"cpu_cores": cores, "num_replicas": replicas})
+        assert len(evaluator.stand.replicas) == replicas
+    assert time.monotonic() - began < 60
+
+
 @pytest.mark.parametrize("served", [("md1", {"cpu_cores": [1]})], indirect=True)
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a single core cannot be kept free")
 def test_rays_own_processes_keep_off_the_replicas_cores(served: tuple[Any, Any]) -> None:

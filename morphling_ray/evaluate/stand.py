@@ -27,6 +27,7 @@ from morphling_ray.serving.serve_config import (
     APP_NAME,
     batch_setting,
     expected_replicas,
+    fit,
     fractions_of_cores,
     largest_batch,
     replica_resources,
@@ -278,12 +279,4 @@ class Stand:
         """Whether nodes have what its replicas ask for, each on one node; two candidates never share a GPU."""
         if self._parts_of_gpus or parts_of_gpus(self._facts, configuration):
             return False
-        nodes = [dict(free) for free in available_resources_per_node().values()]
-        for needed in replica_resources(self._facts, configuration):
-            fitting = (n for n in nodes if all(n.get(name, 0.0) >= amount for name, amount in needed.items()))
-            node = next(fitting, None)
-            if node is None:
-                return False
-            for name, amount in needed.items():
-                node[name] = node.get(name, 0.0) - amount
-        return True
+        return fit(replica_resources(self._facts, configuration), available_resources_per_node().values())

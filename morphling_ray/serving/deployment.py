@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray._private.state import available_resources_per_node
 from ray.exceptions import RayTaskError
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
@@ -22,7 +23,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from morphling_ray.serving import mps
 from morphling_ray.serving.application import ApplicationFacts
 from morphling_ray.serving.failures import on_load
-from morphling_ray.serving.serve_config import APP_NAME, application_config, expected_replicas, grpc_options
+from morphling_ray.serving.serve_config import (
+    APP_NAME,
+    application_config,
+    expected_replicas,
+    fit,
+    grpc_options,
+    resources,
+)
 from morphling_ray.space import Configuration
 
 POLL_S = 0.02
@@ -77,6 +85,7 @@ class Deployer:
         self._up: dict[str, Any] | None = None  # what the live replicas are set to
         self._told: dict[str, Any] | None = None  # what Serve was told last, where that differs
         self._replicas: list[Replica] = []
+        self._configuration: Configuration = {}  # that was applied last
 
     def deploy(self, configuration: Configuration) -> list[Replica]:
         """Applies a configuration and waits until all of its replicas answer.
@@ -90,12 +99,25 @@ class Deployer:
         if before is not None and same and self._replicas == self.replicas():
             self._reconfigure(before, config)
         else:
+            if before is not None and not self._grows_into_free_room(configuration):
+                self._client.delete_apps([self._name], blocking=True)
             self._replicas = self._apply(config, expected_replicas(self._facts, configuration))
+            self._configuration = configuration
             if self._told is not None:  # a replica that Serve keeps is still set to what it was set to directly
                 self._reconfigure(self._told, config, always=True)
             self._told = None
         self._up = config
         return self._replicas
+
+    def _grows_into_free_room(self, configuration: Configuration) -> bool:
+        """Whether the replicas that come on top fit beside those that are up.
+
+        Where a deployment grows, Serve starts the new replicas before it stops one of the old: without room for both it
+        would wait for ever.
+        """
+        now, then = (resources(self._facts, c) for c in (self._configuration, configuration))
+        more = [needed for name, (count, needed) in then.items() for _ in range(count - now[name][0])]
+        return fit(more, available_resources_per_node().values())
 
     def changes_live(self, one: Configuration, other: Configuration) -> bool:
         """Whether the same replicas serve both configurations, one after the other."""

@@ -154,7 +154,12 @@ def grpc_options(port: int, servicer: str) -> dict[str, Any]:
 
 def replica_resources(facts: ApplicationFacts, configuration: Mapping[str, Value]) -> list[dict[str, float]]:
     """Ray resources that each replica holds: `CPU`, `GPU`, and `accelerator_type:X` where a type is named."""
-    each = []
+    return [needed for count, needed in resources(facts, configuration).values() for _ in range(count)]
+
+
+def resources(facts: ApplicationFacts, configuration: Mapping[str, Value]) -> dict[str, tuple[int, dict[str, float]]]:
+    """Of each deployment, how many replicas it has and what each of them holds; see `replica_resources`."""
+    each = {}
     for entry in application_config(facts, configuration)["deployments"]:
         options = entry.get("ray_actor_options", {})
         needed = {
@@ -163,8 +168,21 @@ def replica_resources(facts: ApplicationFacts, configuration: Mapping[str, Value
         }
         if options.get("accelerator_type"):
             needed[f"accelerator_type:{options['accelerator_type']}"] = 0.001
-        each += [needed] * (entry.get("num_replicas") or facts.deployments[entry["name"]].num_replicas or 1)
+        count = entry.get("num_replicas") or facts.deployments[entry["name"]].num_replicas or 1
+        each[entry["name"]] = count, needed
     return each
+
+
+def fit(replicas: Iterable[Mapping[str, float]], nodes: Iterable[Mapping[str, float]]) -> bool:
+    """Whether nodes with these free resources have room for all replicas, each on one node."""
+    free = [dict(node) for node in nodes]
+    for needed in replicas:
+        node = next((n for n in free if all(n.get(name, 0.0) >= amount for name, amount in needed.items())), None)
+        if node is None:
+            return False
+        for name, amount in needed.items():
+            node[name] = node.get(name, 0.0) - amount
+    return True
 
 
 def total(replicas: Iterable[Mapping[str, float]]) -> dict[str, float]:
