@@ -361,7 +361,7 @@ def test_a_search_over_parts_of_a_gpu(machine: Path, tmp_path: Path) -> None:
     for file in FAKE.glob("*.py"):
         shutil.copy(file, tmp_path)
     (tmp_path / "experiment.yaml").write_text(
-        "app: on_gpu:app\nrequest: request.json\nobjective: rps_per_dollar\nmax_trials: 6\nsearcher: grid\n"
+        "app: on_gpu:app\nrequest: request.json\nobjective: rps_per_dollar\nmax_trials: 8\nsearcher: grid\n"
         "slo_p99_ms: 200\nspace:\n  gpu_memory: [0.125, 0.25, 0.5]\n  gpu_share: [0.25, 1.0]\n"
         "  max_batch_size: [4]\n"
     )
@@ -396,6 +396,32 @@ def test_a_search_over_parts_of_a_gpu(machine: Path, tmp_path: Path) -> None:
     options_ = config["applications"][0]["deployments"][0]["ray_actor_options"]
     assert options_["num_gpus"] == max(result["configuration"][k] for k in ("gpu_memory", "gpu_share"))
     assert "memory asked" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.serve
+@pytest.mark.timeout(120)
+@pytest.mark.skipif(
+    quoted_python() is not None, reason="a cluster of Ray's own starts no worker by a path with a space"
+)
+def test_a_replica_that_is_not_under_its_limits_is_not_measured(
+    machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if a share that nothing enforces is measured, on its own or after another configuration on that replica."""
+    monkeypatch.setenv("FAKE_MPS_BROKEN", "1")
+    for file in FAKE.glob("*.py"):
+        shutil.copy(file, tmp_path)
+    (tmp_path / "request.json").write_text("1")
+    (tmp_path / "experiment.yaml").write_text(
+        "app: on_gpu:app\nrequest: request.json\nobjective: rps\nmax_trials: 2\nsearcher: grid\n"
+        "space: {gpu_share: [0.5], max_batch_size: [1, 4]}\n"
+    )
+    with cli.cluster(tmp_path / "home", "--num-cpus=3", "--num-gpus=1") as address:
+        finished = cli.tune(tmp_path, "--experiment", "experiment.yaml", "--address", address, "--run-dir", "out")
+    assert finished.status == 3, finished.stderr
+    reasons = [t["infeasible_because"] for t in cli.lines(tmp_path / "out" / "trials.jsonl")]
+    said = "the GPU limits are not in force: nvidia-cuda-mps-control does not start: Cannot find MPS control daemon"
+    assert len(reasons) == 2
+    assert all(reason.startswith(said) for reason in reasons), reasons
 
 
 def test_the_programs_of_the_check_can_be_read() -> None:

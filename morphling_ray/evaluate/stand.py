@@ -129,9 +129,9 @@ class Stand:
             attempt.probes.append(warm)
             return of_requests(warm.reason, largest_batch(attempt.configuration, 1))
         if new and (problem := self._gpu_problem()):
+            self._clear()  # the next configuration is not to be measured on these
             return f"the GPU limits are not in force: {problem}"
-        if new:
-            self._note_quotas(attempt)
+        self._note_quotas(attempt)
         return warm
 
     def _gpu_problem(self) -> str:
