@@ -57,6 +57,7 @@ def one_model(name: str) -> dict[str, Any]:
                 peak = evaluator.again(settings[i], by_probes=True, seed=round_).metrics["peak_rps"]
                 found.setdefault(str(settings[i]), []).append(peak)
             say(f"{name}: round {round_ + 1} of {ROUNDS} done")
+    first, last = (np.array([found[str(s)][k] for s in settings]) for k in (0, -1))
     twin = np.array([foreseen[str(s)] for s in settings])
     real = np.array([np.exp(np.mean(np.log(found[str(s)]))) for s in settings])
     print(f"{name}: {trial.details['foreseen_rps']} RPS foreseen, {trial.metrics['peak_rps']:.1f} after a real window")
@@ -64,7 +65,8 @@ def one_model(name: str) -> dict[str, Any]:
         f"{name}: {len(settings)} settings, Spearman {rank_correlation(twin, real):.3f}, best setting at "
         f"{real[twin.argmax()] / real.max():.3f} of the real best, median error {error(twin, real):.1%}, "
         f"p90 {np.quantile(np.abs(np.log(twin / real)), 0.9):.1%}, {seconds:.1f} s a deployment; "
-        f"rounds differ by {np.median([abs(np.log(f[0] / f[-1])) for f in found.values()]):.1%} in the median"
+        f"rounds differ by {np.median(np.abs(np.log(first / last))):.1%} in the median, Spearman between them "
+        f"{rank_correlation(first, last):.3f}"
     )
     return {"app": name, "foreseen": foreseen, "found": found, "seconds": seconds, "timings_s": dict(trial.timings_s)}
 
