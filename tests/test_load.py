@@ -16,8 +16,9 @@ from ray.serve.generated import serve_pb2
 from morphling_ray.errors import InputError
 from morphling_ray.load.arrivals import poisson_arrivals, representative_arrivals, times_in_queue
 from morphling_ray.load.client import HttpClient, HttpError, is_grpc, is_http
-from morphling_ray.load.driver import LoadDriver, RequestSource, _Window
+from morphling_ray.load.driver import LoadDriver, RequestSource
 from morphling_ray.load.sequential import Sequential
+from morphling_ray.load.tally import Tally
 from morphling_ray.load.window import Record, allowed_late, judge, lone_tail_s, tail_s, together
 from morphling_ray.measurement import Probe, Verdict
 from morphling_ray.objective import Slo
@@ -270,7 +271,7 @@ async def test_no_request_is_counted_twice() -> None:
     load = driver(OneAtATime(0.0))
     counted: list[tuple[int, int]] = []
 
-    class Spy(_Window):
+    class Spy(Tally):
         def known(self) -> tuple[int, int]:
             known, late = super().known()
             ended = [s for s in self.latency_s if not math.isnan(s)]

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 from morphling_ray.load.arrivals import poisson_arrivals, representative_arrivals
 from morphling_ray.load.client import Client, connect
 from morphling_ray.load.sequential import Sequential
+from morphling_ray.load.tally import Tally, describe
 from morphling_ray.load.window import Record, allowed_late
 from morphling_ray.measurement import Verdict
 from morphling_ray.objective import Slo
@@ -34,114 +35,6 @@ ALONE_S, ALONE_AT_LEAST = 0.6, 5  # how long, or how many, requests are sent one
 # A window is as long as that many streams at least, and so is what goes before it and what is waited for after it.
 STREAMS, LEARNING, LONGEST_STREAM_S = 2.0, 0.2, 60.0
 MANY_ERRORS = 20  # end a closed loop, which would otherwise fail as fast as it can
-
-
-@dataclass
-class _Stream:
-    """The answer of one request as far as it has come."""
-
-    first: float
-    at_once: int  # tokens of its first piece
-    last: float
-    tokens: int
-
-    @property
-    def tpot_s(self) -> float:
-        """Time for each token after the first piece."""
-        return (self.last - self.first) / max(1, self.tokens - self.at_once)
-
-
-@dataclass
-class _Window:
-    """Records of one window, filled while it runs; times are those of `time.perf_counter`.
-
-    Requests that are due before `start` only bring the server to where it is when many streams are going on.
-    """
-
-    start: float
-    slo: Slo
-    cpu: float = field(default_factory=time.process_time)
-    due: list[float] = field(default_factory=list)
-    latency_s: list[float] = field(default_factory=list)  # NaN while in flight
-    lag_s: list[float] = field(default_factory=list)
-    in_flight: dict[int, asyncio.Task[None]] = field(default_factory=dict)  # by row, in the order of sending
-    streams: dict[int, _Stream] = field(default_factory=dict)  # by row
-    finished_at: list[float] = field(default_factory=list)
-    early: int = 0  # requests that are due before the start
-    late: int = 0
-    errors: int = 0
-    first_error: str = ""
-
-    def begin(self, due: float) -> int:
-        """Makes the row of a request that is sent now."""
-        self.due.append(due)
-        self.latency_s.append(np.nan)
-        self.early += due < self.start
-        return len(self.due) - 1
-
-    def piece(self, row: int, tokens: int) -> None:
-        """Records that a piece of an answer has come."""
-        now = time.perf_counter()
-        if (stream := self.streams.get(row)) is None:
-            self.streams[row] = _Stream(now, tokens, now, tokens)
-        else:
-            stream.last, stream.tokens = now, stream.tokens + tokens
-
-    def end(self, row: int, error: BaseException | None = None) -> None:
-        """Records an answer, or that there is none."""
-        now = time.perf_counter()
-        self.in_flight.pop(row, None)  # here and not when the task is done: nobody must be counted twice
-        if error is None and self.slo.streaming and row not in self.streams:
-            error = ValueError("the answer is an empty stream")
-        if error is None:
-            self.finished_at.append(now)
-            self.latency_s[row] = self._so_far(row, now)
-        else:
-            self.errors += 1
-            self.latency_s[row] = np.inf
-            self.first_error = self.first_error or _describe(error)
-        self.late += self.due[row] >= self.start and self.latency_s[row] > self.slo.latency_s
-
-    def _so_far(self, row: int, now: float) -> float:
-        stream = self.streams.get(row)
-        return now - self.due[row] if stream is None else self.slo.streamed(stream.first - self.due[row], stream.tpot_s)
-
-    def known(self) -> tuple[int, int]:
-        """Requests that have a fate, and those of them that are late or failed; who is overdue is late already."""
-        now, waiting, overdue = time.perf_counter(), 0, 0
-        for row in self.in_flight:
-            if self.due[row] < self.start:
-                continue
-            waiting += 1
-            stream = self.streams.get(row)
-            overdue += (now if stream is None else stream.first) - self.due[row] > self.slo.latency_s
-        return len(self.due) - self.early - waiting + overdue, self.late + overdue
-
-    def record(self, *, planned: int, settled: Verdict | None, achieved_rps: float | None = None) -> Record:
-        """What is known now. Who is in flight has waited so long; who is in time so far has no fate and is left out."""
-        now, cpu = time.perf_counter(), time.process_time()
-        due, latency_s = np.array(self.due, float), np.array(self.latency_s, float)
-        waiting = np.isnan(latency_s)
-        latency_s[waiting] = [self._so_far(int(row), now) for row in np.flatnonzero(waiting)]
-        fate = (~waiting | (latency_s > self.slo.latency_s)) & (due >= self.start)
-        elapsed_s = now - self.start
-        streams = [(self.due[row], s) for row, s in self.streams.items() if self.due[row] >= self.start]
-        return Record(
-            due_s=due[fate] - self.start,
-            latency_s=latency_s[fate],
-            lag_s=np.array(self.lag_s, float),
-            planned=planned,
-            errors=self.errors,
-            given_up=int(waiting.sum()),
-            first_error=self.first_error,
-            achieved_rps=len(self.finished_at) / elapsed_s if achieved_rps is None else achieved_rps,
-            elapsed_s=elapsed_s,
-            driver_cpu=(cpu - self.cpu) / elapsed_s,
-            settled=settled,
-            ttft_s=np.array([s.first - due for due, s in streams]),
-            tpot_s=np.array([s.tpot_s for _, s in streams]),
-            took_s=np.array([s.last - due for due, s in streams]),
-        )
 
 
 class LoadDriver:
@@ -189,7 +82,7 @@ class LoadDriver:
         except asyncio.TimeoutError:
             return f"no answer within {timeout_s:g} s", None
         except Exception as error:  # noqa: BLE001  the application's own error, whatever it is
-            return _describe(error), None
+            return describe(error), None
 
     async def alone(self, count: int, slo: Slo, within_s: float = ALONE_S) -> list[float]:
         """Latencies of requests that are sent one after the other, in seconds; failed ones are left out.
@@ -210,7 +103,7 @@ class LoadDriver:
 
     async def _one(self, slo: Slo) -> float | None:
         """The latency of one request; None where it fails."""
-        window = _Window(time.perf_counter(), slo)
+        window = Tally(time.perf_counter(), slo)
         row = window.begin(window.start)
         try:
             patience_s = LONGEST_STREAM_S if self._streaming else DRAIN_S
@@ -222,7 +115,7 @@ class LoadDriver:
     async def saturate(self, *, in_flight: int, window_s: float, slo: Slo) -> Record:
         """Closed loop: keeps `in_flight` requests going for `window_s`; `achieved_rps` is the capacity."""
         window_s = max(window_s, STREAMS * self._stream_s)
-        window = _Window(time.perf_counter(), slo)
+        window = Tally(time.perf_counter(), slo)
         end = window.start + window_s
 
         async def worker() -> None:
@@ -271,7 +164,7 @@ class LoadDriver:
         tests, most_late = Sequential(slo), allowed_late(sum(map(len, parts)), slo)
         collecting = gc.isenabled()
         gc.disable()  # a collection in the middle of a window would make it late
-        window, settled, planned = _Window(time.perf_counter() + LEAD_S + before_s, slo), None, 0
+        window, settled, planned = Tally(time.perf_counter() + LEAD_S + before_s, slo), None, 0
 
         def decide() -> Verdict | None:
             if whole:
@@ -305,7 +198,7 @@ class LoadDriver:
         return record
 
     async def _offer(
-        self, window: _Window, due: list[float], payloads: list[Any], decide: Callable[[], Verdict | None]
+        self, window: Tally, due: list[float], payloads: list[Any], decide: Callable[[], Verdict | None]
     ) -> Verdict | None:
         """Sends each request at its instant; ends with a verdict where one is settled before the last is sent."""
         check_at = time.perf_counter()
@@ -335,7 +228,7 @@ class LoadDriver:
             if took_s is None or took_s < slo.latency_s / 2:
                 return
 
-    async def _send(self, window: _Window, row: int, payload: Any) -> None:
+    async def _send(self, window: Tally, row: int, payload: Any) -> None:
         """Sends the request of a row, and records its end."""
         try:
             if self._streaming:
@@ -428,10 +321,3 @@ async def _give_up(tasks: list[asyncio.Task[None]]) -> None:
         task.cancel()
     if tasks:
         await asyncio.wait(tasks, timeout=DRAIN_S)
-
-
-def _describe(error: BaseException) -> str:
-    """The error in one line; for one that a replica raised, its cause."""
-    cause = getattr(error, "cause", None) or error.__cause__ or error
-    text = " ".join(str(cause).split()) or type(cause).__name__
-    return f"{type(cause).__name__}: {text}"[:300]
