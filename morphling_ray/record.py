@@ -10,6 +10,7 @@ go to `OUT/raw/TASK.jsonl` as they come, so that an interrupted recording goes o
 import argparse
 import json
 import math
+import random
 import statistics
 import sys
 import time
@@ -46,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--repeats", metavar="N", type=int, default=1, help="measure each N times, in N rounds (default: 1)"
     )
     parser.add_argument(
+        "--again", metavar="N", type=int, default=0, help="measure N of them once more, to see how far repeats differ"
+    )
+    parser.add_argument(
         "--finalists", metavar="N", type=int, default=0, help="then measure the best N again, longer, in 4 more rounds"
     )
     arguments = parser.parse_args(argv)
@@ -61,8 +65,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _record(arguments: argparse.Namespace, argv: list[str]) -> None:
-    import random
-
     from morphling_ray.cluster import connect, disconnect
     from morphling_ray.console import quiet
     from morphling_ray.evaluate.online import OnlineEvaluator
@@ -70,8 +72,8 @@ def _record(arguments: argparse.Namespace, argv: list[str]) -> None:
     from morphling_ray.target import ServeTarget
 
     experiment = resolve(arguments)
-    if arguments.repeats < 1 or (arguments.sample is not None and arguments.sample < 1):
-        raise InputError("--sample and --repeats must be at least 1")
+    if arguments.repeats < 1 or arguments.again < 0 or (arguments.sample is not None and arguments.sample < 1):
+        raise InputError("--sample and --repeats must be at least 1, --again at least 0")
     target = ServeTarget(experiment)
     task = arguments.record_task or experiment.app.rpartition(":")[2]
     raw = Path(arguments.out) / "raw" / f"{task}.jsonl"
@@ -82,12 +84,9 @@ def _record(arguments: argparse.Namespace, argv: list[str]) -> None:
             target.plan(cluster)
             ours = target.start_serve()
             plan = target.plan(cluster)
-            chosen = list(plan.space.configurations)
-            if arguments.sample is not None and arguments.sample < len(chosen):
-                chosen = random.Random(experiment.seed).sample(chosen, arguments.sample)
-            rounds: list[tuple[Configuration, int | str]] = [
-                (c, r) for r in range(arguments.repeats) for c in _fewest_restarts(chosen)
-            ]
+            rounds = rounds_of(
+                plan.space.configurations, arguments.sample, arguments.repeats, arguments.again, experiment.seed
+            )
             evaluator = OnlineEvaluator(**{**plan.arguments, "space": None})  # each by itself
             say = _teller(console.stderr, f"{task}: ", len(rounds))
             meta = {"family": arguments.family or task, "slo_p99_ms": experiment.slo_p99_ms, "command": argv}
@@ -105,6 +104,26 @@ def _record(arguments: argparse.Namespace, argv: list[str]) -> None:
             disconnect()
         write_surfaces(Path(arguments.out))
     (raw.parent / "ray.log").unlink(missing_ok=True)
+
+
+def rounds_of(
+    configurations: Sequence[Configuration], sample: int | None, repeats: int, again: int, seed: int
+) -> list[tuple[Configuration, int | str]]:
+    """What is measured, in order, each with the number of its round.
+
+    Args:
+        configurations: Of the space.
+        sample: So many of them are drawn; None: all.
+        repeats: How often each is measured.
+        again: So many of those that were drawn have one more round.
+        seed: Of both draws.
+    """
+    rng = random.Random(seed)
+    chosen = list(configurations)
+    if sample is not None and sample < len(chosen):
+        chosen = rng.sample(chosen, sample)
+    rounds = [chosen] * repeats + [rng.sample(chosen, min(again, len(chosen)))]
+    return [(c, number) for number, round_ in enumerate(rounds) for c in _fewest_restarts(round_)]
 
 
 def best_of(raw: Path, objective: Objective) -> list[Configuration]:
@@ -229,7 +248,8 @@ def write_surfaces(folder: Path, *, about: str | None = None, source: str | None
         metrics = {m: np.where(feasible, levels(list(cells.values()), m), np.nan) for m in METRICS}
         constants = {str(k): float(v) for k, v in lines[0].get("descriptors", {}).items()}
         surfaces[task] = Surface(task, lines[0]["family"], space, metrics, feasible, constants)
-    first = every[0]
+    first, bounds = every[0], sorted({line["slo_p99_ms"] for line in every})
+    slo = f"{bounds[0]:g} ms" if len(bounds) == 1 else f"{bounds[0]:g} to {bounds[-1]:g} ms (each task's own, see raw/)"
     prices = Prices.load()
     dates = sorted({line["date"] for line in every})
     save_surfaces(
@@ -238,7 +258,7 @@ def write_surfaces(folder: Path, *, about: str | None = None, source: str | None
             name=folder.resolve().name,
             about=about
             or (
-                f"Peak open-loop Poisson rate with p99 <= {first['slo_p99_ms']:g} ms, and closed-loop capacity, of "
+                f"Peak open-loop Poisson rate with p99 <= {slo}, and closed-loop capacity, of "
                 f"Ray Serve applications on {first['cpus']} cores ({first['cpu']}), Ray {first['ray']}, torch "
                 f"{first['torch']}; recorded {dates[0]} to {dates[-1]}. Where all cores are the replica's, the load "
                 f"driver shares them.{_spread(tasks)}"

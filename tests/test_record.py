@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from morphling_ray.measurement import Measurement
-from morphling_ray.record import levels, measure_missing, read_raw, write_surfaces
+from morphling_ray.record import levels, measure_missing, read_raw, rounds_of, write_surfaces
 from morphling_ray.space import Configuration
 from morphling_ray.surface import load_surfaces
 
@@ -64,6 +64,30 @@ def test_a_recording_goes_on_where_it_stopped_and_becomes_a_surface(tmp_path: Pa
     assert surface.metrics["peak_rps"][index] == pytest.approx((first * again) ** 0.5)
     value = objective(surface.columns, surface.metrics)
     assert value[index] == pytest.approx((first * again) ** 0.5 / 0.22)
+
+
+def test_a_sample_and_who_is_measured_again_are_drawn_once() -> None:
+    """Fails if a recording that goes on draws others, or if those that are measured again were never measured."""
+    space: list[Configuration] = [{"cpu_cores": c, "max_batch_size": b} for c in (1, 2) for b in range(1, 21)]
+    drawn = rounds_of(space, 10, 2, 3, seed=1)
+    assert drawn == rounds_of(space, 10, 2, 3, seed=1)
+    assert drawn != rounds_of(space, 10, 2, 3, seed=2)
+    rounds = [[c for c, number in drawn if number == n] for n in range(3)]
+    assert [len(r) for r in rounds] == [10, 10, 3]
+    assert rounds[0] == rounds[1]
+    assert all(c in rounds[0] for c in rounds[2])
+    cores = [c["cpu_cores"] for c in rounds[0]]
+    assert cores == sorted(cores)  # a replica restarts once
+    assert [c for c, _ in rounds_of(space, None, 1, 0, seed=0)] == space
+
+
+def test_tasks_with_bounds_of_their_own_are_told(tmp_path: Path) -> None:
+    for task, slo in (("a", 50.0), ("b", 1000.0)):
+        raw = tmp_path / "raw" / f"{task}.jsonl"
+        raw.parent.mkdir(exist_ok=True)
+        measure_missing(raw, [(GRID[0], 0)], Server().measure, lambda *_: None, {**META, "slo_p99_ms": slo})
+    write_surfaces(tmp_path)
+    assert "p99 <= 50 to 1000 ms" in load_surfaces(tmp_path).about
 
 
 def test_a_slow_round_does_not_make_its_configurations_look_slow() -> None:
