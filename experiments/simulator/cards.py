@@ -1,0 +1,30 @@
+"""What processors can do, from their data sheets."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Processor:
+    """A GPU, or some cores of a CPU.
+
+    Attributes:
+        macs_per_s: Multiply-accumulates a second in float32, at the most: half of the FLOPS of a data sheet.
+        bytes_per_s: Of its memory, at the most.
+        memory_bytes: Of the card; 0 where it limits nothing.
+        link_bytes_per_s: From the host to the card; 0 where there is no way to go.
+    """
+
+    macs_per_s: float
+    bytes_per_s: float
+    memory_bytes: float = 0.0
+    link_bytes_per_s: float = 0.0
+
+
+PCIE_3 = 12e9
+"""Bytes a second through 16 lanes of PCIe 3.0, of 15.75e9, as large copies reach them."""
+
+CARDS = {
+    "T4": Processor(8.1e12 / 2, 320e9, 16e9, PCIE_3),  # NVIDIA T4 data sheet, 2019
+    "M60": Processor(4.83e12 / 2, 160e9, 8e9, PCIE_3),  # one of the two GPUs of a Tesla M60, data sheet, 2016
+    "V100": Processor(15.7e12 / 2, 900e9, 16e9, PCIE_3),  # V100 SXM2 data sheet, 2018
+}
