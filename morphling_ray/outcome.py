@@ -16,21 +16,22 @@ from morphling_ray.experiment import Experiment
 from morphling_ray.measurement import Measurement, Probe, Trial, Verdict
 from morphling_ray.objective import ServingObjective, Slo
 from morphling_ray.search import SEARCHERS, bundled_prior
+from morphling_ray.search.session import CONFIRM, SEARCH, SearchSession
 from morphling_ray.space import Configuration
 from morphling_ray.wording import configuration_text, counted, differing, percent
 
 DIFFERENCE_SHOWN = 40  # lines
+DRIFTED = 1.15  # times as fast or slow: more than two looks at one configuration differ by chance
 HEADROOM = 0.8  # share of the peak that an autoscaled replica is to run at
 
 if TYPE_CHECKING:
-    from morphling_ray.search.session import SearchSession
     from morphling_ray.target import Plan, Target
 
 
 def recommendation(
     experiment: Experiment,
     plan: "Plan | None",
-    session: "SearchSession | None",
+    session: SearchSession | None,
     trials: Sequence[Trial],
     *,
     target: "Target",
@@ -120,8 +121,15 @@ def recommendation(
             "peak_rps": base.measurement.metrics.get("peak_rps"),
             "objective": plan.objective.reported(base.objective),
         }
+        drift = _drift(trials) if best.stage == CONFIRM else 1.0
+        if drift != 1.0:
+            out["notes"].append(
+                f"All finalists were {drift:.2f} times as fast when they were confirmed as in the search, so the "
+                "machine was; the gain over the present configuration, which was measured before, allows for that."
+            )
         # One configuration that was measured twice differs by chance.
-        out["gain_over_baseline"] = 1.0 if base.configuration == chosen.configuration else value / base.objective
+        same = base.configuration == chosen.configuration
+        out["gain_over_baseline"] = 1.0 if same else value / drift / base.objective
     out["summary"] = _summary(out, slo)
     return out
 
@@ -136,7 +144,7 @@ def _prior(experiment: Experiment) -> str | None:
 
 def _most_trusted(trials: Sequence[Trial]) -> Trial:
     """The longest look at the chosen configuration: its confirmation, if it had one (of two, the median)."""
-    confirmed = [t for t in trials if t.stage == "confirm"] or list(trials)
+    confirmed = [t for t in trials if t.stage == CONFIRM] or list(trials)
     middle = statistics.median_low([t.objective or 0.0 for t in confirmed])
     return next(t for t in confirmed if (t.objective or 0.0) == middle)
 
@@ -163,6 +171,21 @@ def _ongoing(measurement: Measurement, rate_rps: float) -> float | None:
     if probe is None or not probe.mean_s:
         return None
     return round(max(1.0, min(rate_rps, probe.rate_rps) * probe.mean_s), 1)
+
+
+def _drift(trials: Sequence[Trial]) -> float:
+    """How the speed of the machine has changed from the search to the confirmations; 1 where that cannot be told.
+
+    A single finalist may have been lucky in the search; several that all changed alike have not been.
+    """
+    looks: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for trial in trials:
+        if trial.objective:
+            looks[str(trial.configuration)][trial.stage].append(trial.objective)
+    both = [stages for stages in looks.values() if stages[SEARCH] and stages[CONFIRM]]
+    ratios = [statistics.median(stages[CONFIRM]) / statistics.median(stages[SEARCH]) for stages in both]
+    alike = len(ratios) > 1 and (max(ratios) < 1 / DRIFTED or min(ratios) > DRIFTED)
+    return statistics.geometric_mean(ratios) if alike else 1.0
 
 
 def _baseline(trials: Sequence[Trial], initial: Sequence[Configuration]) -> Trial | None:

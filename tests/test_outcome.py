@@ -117,6 +117,20 @@ def test_the_figures_of_a_search() -> None:
     assert "cpu_cores=2: 200 RPS at p99 <= 100 ms for $0.4 an hour, 2.50x the present" in result["summary"]
 
 
+def test_a_machine_that_slowed_down_does_not_make_the_gain_a_loss() -> None:
+    """Fails if a confirmation on a slow machine is compared with a present configuration that was measured before."""
+    searched = [("search", 1, 100.0), ("search", 2, 240.0), ("search", 4, 290.0)]
+    slow = run([*searched, ("confirm", 2, 120.0), ("confirm", 4, 145.0)])
+    assert slow["configuration"] == {"cpu_cores": 2}
+    assert slow["peak_rps"] == 120.0
+    assert slow["gain_over_baseline"] == pytest.approx((240 / 0.4) / (100 / 0.3))
+    assert any("0.50 times as fast" in note for note in slow["notes"])
+    lucky = run([*searched, ("confirm", 2, 120.0), ("confirm", 4, 290.0)])  # one changed: that was chance
+    assert lucky["configuration"] == {"cpu_cores": 4}
+    assert lucky["gain_over_baseline"] == pytest.approx((290 / 0.6) / (100 / 0.3))
+    assert not any("times as fast" in note for note in lucky["notes"])
+
+
 def test_a_confirmation_is_what_is_reported() -> None:
     """Fails if the lucky first look at the winner is promised instead of the second."""
     result = run([("search", 2, 220.0), ("search", 1, 60.0), ("confirm", 2, 200.0)])
