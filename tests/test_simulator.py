@@ -1,5 +1,6 @@
 """The simulator of the paper's spaces: what it counts, and that its physics does what physics does."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from experiments.simulator import validate
 from experiments.simulator.__main__ import main
 from experiments.simulator.cards import CARDS
 from experiments.simulator.physics import Physics, Pipeline, batch_seconds, peak_inputs_per_s
@@ -139,3 +141,20 @@ def test_surfaces_are_written_as_the_format_asks(
     back = load_surfaces(tmp_path / "ec2-simulated")
     assert set(back.surfaces) == set(some)
     assert back.objective("objective1", "nnlm_50").name == "objective1"
+
+
+def test_validation_finds_the_numbers_that_made_the_data() -> None:
+    surfaces = load_surfaces(Path("experiments/surfaces/zoo")).surfaces
+    made = np.array([2e10, 8e9, 2.0, 0.7, 3e-5, 2e-3])
+    tasks = [validate.task_of(surfaces[name]) for name in ("mixer", "text_encoder", "ranker")]
+    tasks = [replace(task, found=validate.foretold(made, task)) for task in tasks]
+    fitted = validate.fit(tasks[:2])
+    assert validate.foretold(fitted, tasks[2]) == pytest.approx(tasks[2].found, rel=0.2)
+    assert np.median(np.abs(np.log(validate.foretold(fitted, tasks[0]) / tasks[0].found))) < 0.02
+
+
+def test_validation_prints_every_model_and_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert validate.main([]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 1 + len(load_surfaces(Path("experiments/surfaces/zoo")).surfaces)
+    assert "families held out" in out[-1]
