@@ -27,7 +27,7 @@ lint: $(VENV)/installed-dev  ## Check style and types
 compare: $(VENV)/installed-dev  ## Compare searchers on recorded surfaces; ARGS="--surfaces DIR --objective NAME ..."
 	@$(BIN)/python experiments/compare.py $(ARGS)
 
-surfaces: $(VENV)/installed  ## Record the surfaces that come with the project again (an hour on a quiet machine)
+surfaces: $(VENV)/installed  ## Record the surfaces that come with the project again (some hours on a quiet machine)
 	@$(BIN)/python -m experiments.record_surfaces
 
 prior: $(VENV)/installed  ## Train the bundled prior again, on the recorded surfaces of the zoo

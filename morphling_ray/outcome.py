@@ -21,7 +21,7 @@ from morphling_ray.space import Configuration
 from morphling_ray.wording import configuration_text, counted, differing, percent
 
 DIFFERENCE_SHOWN = 40  # lines
-DRIFTED = 1.15  # times as fast or slow: more than two looks at one configuration differ by chance
+SHIFTED = 1.15  # more than two looks at one configuration differ by chance
 HEADROOM = 0.8  # share of the peak that an autoscaled replica is to run at
 
 if TYPE_CHECKING:
@@ -121,15 +121,14 @@ def recommendation(
             "peak_rps": base.measurement.metrics.get("peak_rps"),
             "objective": plan.objective.reported(base.objective),
         }
-        drift = _drift(trials) if best.stage == CONFIRM else 1.0
-        if drift != 1.0:
-            out["notes"].append(
-                f"All finalists were {drift:.2f} times as fast when they were confirmed as in the search, so the "
-                "machine was; the gain over the present configuration, which was measured before, allows for that."
-            )
         # One configuration that was measured twice differs by chance.
-        same = base.configuration == chosen.configuration
-        out["gain_over_baseline"] = 1.0 if same else value / drift / base.objective
+        out["gain_over_baseline"] = 1.0 if base.configuration == chosen.configuration else value / base.objective
+        if (shift := _shift(trials)) is not None:
+            out["notes"].append(
+                f"The finalists reached {shift:.2f} times the peaks of the search when they were confirmed: its "
+                "forecasts were off, or the machine's speed changed. The present configuration was measured at the "
+                "start, so the gain over it may be off by as much."
+            )
     out["summary"] = _summary(out, slo)
     return out
 
@@ -173,19 +172,16 @@ def _ongoing(measurement: Measurement, rate_rps: float) -> float | None:
     return round(max(1.0, min(rate_rps, probe.rate_rps) * probe.mean_s), 1)
 
 
-def _drift(trials: Sequence[Trial]) -> float:
-    """How the speed of the machine has changed from the search to the confirmations; 1 where that cannot be told.
-
-    A single finalist may have been lucky in the search; several that all changed alike have not been.
-    """
+def _shift(trials: Sequence[Trial]) -> float | None:
+    """Confirmed peaks over those of the search, where all finalists changed alike and by `SHIFTED`; else None."""
     looks: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for trial in trials:
-        if trial.objective:
-            looks[str(trial.configuration)][trial.stage].append(trial.objective)
+        if peak := trial.measurement.metrics.get("peak_rps"):
+            looks[str(trial.configuration)][trial.stage].append(peak)
     both = [stages for stages in looks.values() if stages[SEARCH] and stages[CONFIRM]]
     ratios = [statistics.median(stages[CONFIRM]) / statistics.median(stages[SEARCH]) for stages in both]
-    alike = len(ratios) > 1 and (max(ratios) < 1 / DRIFTED or min(ratios) > DRIFTED)
-    return statistics.geometric_mean(ratios) if alike else 1.0
+    alike = len(ratios) > 1 and (max(ratios) < 1 / SHIFTED or min(ratios) > SHIFTED)
+    return statistics.geometric_mean(ratios) if alike else None
 
 
 def _baseline(trials: Sequence[Trial], initial: Sequence[Configuration]) -> Trial | None:

@@ -14,8 +14,8 @@ from experiments.simulator.cards import CARDS
 from experiments.simulator.physics import Physics, Pipeline, batch_seconds, peak_inputs_per_s
 from experiments.simulator.profile import Profile, profile
 from experiments.simulator.spaces import ec2, ec2_surface, pipeline_of, production_surface, profile_of
-from experiments.zoo.__main__ import count
 from experiments.zoo.catalogue import MODELS, PAPER
+from experiments.zoo.counting import count
 from morphling_ray.surface import Surface, load_surfaces
 
 T4 = CARDS["T4"]

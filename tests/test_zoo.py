@@ -4,10 +4,11 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-import torch
+from ray import serve
 
+from experiments.record_surfaces import SLO_MS
 from experiments.zoo import __main__ as counting
-from experiments.zoo import models, requests
+from experiments.zoo import apps, models, requests
 from experiments.zoo.catalogue import MODELS, MODERN, PAPER
 from morphling_ray.serving.torch_model import PRECISIONS, TorchModel
 
@@ -57,4 +58,12 @@ def test_inputs_are_made_smaller_only_where_the_published_ones_cost_too_much() -
 def test_an_unknown_model_is_no_attribute() -> None:
     assert not hasattr(models, "resnet_51")
     assert not hasattr(models, "__wrapped__")
-    assert torch.equal(models.decode_tokens(requests.bert_base()), models.decode_tokens(requests.bert_base()))
+
+
+def test_whatever_is_recorded_is_an_application_and_all_families_come_first() -> None:
+    assert len(SLO_MS) >= 24
+    assert {MODELS[name].family for name in list(SLO_MS)[:16]} == set(TABLE_1)
+    for name in (*models.FAMILIES, *SLO_MS):
+        assert isinstance(getattr(apps, name), serve.Application)
+        assert getattr(requests, name)() == getattr(requests, name)()  # one payload for all
+    assert not hasattr(apps, "resnet_51")

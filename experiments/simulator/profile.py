@@ -13,12 +13,7 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry
 
 FloatArray = npt.NDArray[np.float64]
-_GATHERS = (
-    "embedding",
-    "_embedding_bag",
-    "_embedding_bag_forward_only",
-    "index_select",
-)  # read only some rows
+_GATHERS = ("embedding", "_embedding_bag", "index_select")  # they read only some rows
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,16 @@
 """Counts the parameters and multiply-accumulates of every model of the zoo: `python -m experiments.zoo`.
 
-Networks are built on torch's meta device, which holds shapes and no numbers: nothing is computed, and nothing big is
-kept. Exit status 1 if a count is further from the published one than `TOLERANCE`.
+Exit status 1 if a count is further from the published one than `TOLERANCE`.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
-from experiments.zoo.catalogue import MODELS, Model
+from experiments.zoo.catalogue import MODELS
+from experiments.zoo.counting import count
 
 TOLERANCE = 0.06  # publications round, and differ in what they count: classifiers, embeddings of places, poolers
-MEL_BANDS = 80
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,25 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if different:
         print(f"further than {TOLERANCE:.0%} from what was published: {', '.join(different)}", file=sys.stderr)
     return int(bool(different))
-
-
-def count(model: Model) -> tuple[float, float]:
-    """Parameters in millions, and multiply-accumulates of one input of the published size in 10^9."""
-    with torch.device("meta"), torch.inference_mode():
-        network = model.build().eval()
-        counter = FlopCounterMode(display=False)
-        with counter:
-            network(example(model, model.size))
-    parameters = sum(p.numel() for p in network.parameters())
-    return parameters / 1e6, counter.get_total_flops() / 2e9
-
-
-def example(model: Model, size: int) -> torch.Tensor:
-    """One input without numbers: (1, 3, size, size), (1, size) token ids, or (1, 80, size) bands of sound."""
-    if model.kind == "text":
-        return torch.zeros(1, size, dtype=torch.long, device="meta")
-    shape = (1, 3, size, size) if model.kind == "image" else (1, MEL_BANDS, size)
-    return torch.zeros(shape, device="meta")
 
 
 def off(counted: float, published: float) -> bool:

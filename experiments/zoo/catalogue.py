@@ -23,6 +23,8 @@ from experiments.zoo.published import (
     resnet,
 )
 
+MEL_BANDS = 80
+
 
 @dataclass(frozen=True)
 class Model:
@@ -49,6 +51,13 @@ class Model:
     kind: str = "image"
     vocabulary: int = 0
     fixed: bool = False
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one input of the published size: (3, size, size), (size,) token ids, or (80, size) mel bands."""
+        if self.kind == "image":
+            return 3, self.size, self.size
+        return (self.size,) if self.kind == "text" else (MEL_BANDS, self.size)
 
 
 def _text(

@@ -261,16 +261,31 @@ class Halve(nn.Module):
         return out
 
 
-class NormalCell(nn.Module):
-    """NASNet-A's normal cell: the last output (b, i, h, h) and the one before, of p channels -> (b, 6 f, h, h)."""
+class Cell(nn.Module):
+    """What both cells of NASNet-A have: the last output and the one before, brought to f channels and one size.
 
-    joins, stride = 6, 1
+    Attributes:
+        joins: Parts of f channels that the output joins.
+        stride: By how much it is smaller.
+    """
+
+    joins: int
+    stride: int
 
     def __init__(self, i: int, p: int, f: int, halve: bool, first: bool = False) -> None:
         super().__init__()
         self.now = _pointwise(i, f)
         keep = first or p == f  # the first cell has no older output, and takes the image's features as they are
         self.before = Halve(p, f) if halve else nn.Identity() if keep else _pointwise(p, f)
+
+
+class NormalCell(Cell):
+    """NASNet-A's normal cell: the last output (b, i, h, h) and the one before, of p channels -> (b, 6 f, h, h)."""
+
+    joins, stride = 6, 1
+
+    def __init__(self, i: int, p: int, f: int, halve: bool, first: bool = False) -> None:
+        super().__init__(i, p, f, halve, first)
         self.now_5, self.now_3 = _separable(f, f, 5), _separable(f, f, 3)
         self.before_5, self.before_3, self.before_3b = _separable(f, f, 5), _separable(f, f, 3), _separable(f, f, 3)
         self.pool = nn.AvgPool2d(3, 1, 1, count_include_pad=False)
@@ -289,16 +304,13 @@ class NormalCell(nn.Module):
         return torch.cat([p, *parts], 1)
 
 
-class ReductionCell(nn.Module):
+class ReductionCell(Cell):
     """NASNet-A's reduction cell: as the normal one, but -> (b, 4 f, h / 2, h / 2), rounded up."""
 
     joins, stride = 4, 2
 
     def __init__(self, i: int, p: int, f: int, halve: bool, first: bool = False) -> None:
-        super().__init__()
-        self.now = _pointwise(i, f)
-        keep = first or p == f  # the first cell has no older output, and takes the image's features as they are
-        self.before = Halve(p, f) if halve else nn.Identity() if keep else _pointwise(p, f)
+        super().__init__(i, p, f, halve, first)
         older = p if first else f
         self.now_5, self.after_3 = _separable(f, f, 5, 2), _separable(f, f, 3)
         self.before_7, self.before_7b = _separable(older, f, 7, 2), _separable(older, f, 7, 2)
@@ -322,7 +334,7 @@ class NasNet(nn.Module):
         super().__init__()
         f = width // 24
         self.stem = nn.Sequential(nn.Conv2d(3, stem, 3, 2, bias=False), nn.BatchNorm2d(stem, eps=1e-3))
-        plan: list[tuple[type[NormalCell | ReductionCell], int]]
+        plan: list[tuple[type[Cell], int]]
         plan = [(ReductionCell, f // 4), (ReductionCell, f // 2), *[(NormalCell, f)] * repeats]
         for scale in (2, 4):
             plan += [(ReductionCell, scale * f), *[(NormalCell, scale * f)] * repeats]
