@@ -2,7 +2,8 @@
 
 Objectives (`rps / cost`), costs (`0.15 + sm_pct / 100`) and constraints (`cpu_cores * num_replicas <= 8`) come from
 files that a user may have been sent by somebody else. Only numbers, names, + - * / **, parentheses and one comparison
-(<=, >=, <, >, ==, !=) are accepted; everything else is an `ExpressionError` that quotes the text.
+(<=, >=, <, >, ==, !=) are accepted; everything else is an `ExpressionError` that quotes the text. A comparison in
+parentheses is a number, 1 where it holds and else 0: a cost may be `0.4 * (gpu_type == "T4")`.
 """
 
 import ast
@@ -41,14 +42,14 @@ class Expression:
         text: Arithmetic, or one comparison of two arithmetic expressions.
 
     Raises:
-        ExpressionError: The text holds anything but numbers, names, arithmetic and one comparison.
+        ExpressionError: The text holds anything but numbers, names, arithmetic and comparisons.
     """
 
     def __init__(self, text: str) -> None:
         self.text = str(text)
         try:
             self._tree = ast.parse(self.text.strip(), mode="eval").body
-            self.names = frozenset(_check(self._tree, self.text, top=True))
+            self.names = frozenset(_check(self._tree, self.text))
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: nested too deeply
             raise ExpressionError(f"cannot read the expression {self.text!r:.200}") from error
         self.is_comparison = isinstance(self._tree, ast.Compare)
@@ -64,7 +65,8 @@ class Expression:
             raise ExpressionError(f"{self.text!r} names {', '.join(missing)}, which is not known here")
         try:
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                return _evaluate(self._tree, values)
+                tree = self._tree
+                return _compare(tree, values) if isinstance(tree, ast.Compare) else _evaluate(tree, values)
         except (TypeError, ValueError) as error:
             raise ExpressionError(f"{self.text!r} computes with, or orders, a text") from error
 
@@ -89,7 +91,7 @@ class Expression:
         return f"Expression({self.text!r})"
 
 
-def _check(node: ast.expr, text: str, *, top: bool = False) -> set[str]:
+def _check(node: ast.expr, text: str) -> set[str]:
     """Returns the names in `node`; raises on any node that is not plain arithmetic."""
     match node:
         case ast.Constant(value=bool()):
@@ -102,7 +104,7 @@ def _check(node: ast.expr, text: str, *, top: bool = False) -> set[str]:
             return _check(operand, text)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
             return _check(left, text) | _check(right, text)
-        case ast.Compare(left=left, ops=[op], comparators=[right]) if top and type(op) in _COMPARE:
+        case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _COMPARE:
             sides = (side for side in (left, right) if not _is_text(side))  # a categorical value stands alone
             return set[str]().union(*(_check(side, text) for side in sides))
     raise ExpressionError(f"{text!r}: only numbers, names, + - * / **, and one comparison are understood")
@@ -131,6 +133,10 @@ def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> Any:
             if isinstance(op, (ast.Div, ast.Pow)):  # numpy's rules also for plain numbers: x / 0 is inf, no exception
                 a = np.asarray(a, float)
             return _BINARY[type(op)](a, b)
-        case ast.Compare(left=left, ops=[op], comparators=[right]):
-            return _COMPARE[type(op)](_evaluate(left, values), _evaluate(right, values))
+        case ast.Compare():
+            return np.asarray(_compare(node, values), float)
     raise AssertionError(node)  # _check has seen every node
+
+
+def _compare(node: ast.Compare, values: Mapping[str, Any]) -> Any:
+    return _COMPARE[type(node.ops[0])](_evaluate(node.left, values), _evaluate(node.comparators[0], values))

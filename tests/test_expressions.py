@@ -143,6 +143,18 @@ def test_arrays_broadcast_and_categorical_values_compare() -> None:
     np.testing.assert_array_equal(Expression("gpu != 'T4'")({"gpu": np.array(["T4", "V100"])}), [False, True])
 
 
+def test_a_comparison_within_arithmetic_counts_one_or_nothing() -> None:
+    """Fails if truth values are added up as such: True + True is True for numpy."""
+    price = Expression("0.2 + share * (0.4 * (gpu == 'T4') + 2.6 * (gpu == 'V100')) + (share > 0.1)")
+    assert price.names == {"share", "gpu"}
+    assert not price.is_comparison
+    found = price({"gpu": np.array(["T4", "V100", "M60"]), "share": np.array([0.5, 0.1, 0.2])})
+    np.testing.assert_allclose(found, [0.2 + 0.2 + 1, 0.2 + 0.26, 0.2 + 1])
+    assert Expression("(a == 1) + (b == 2)")({"a": 1, "b": 2}) == 2
+    assert Expression("2 * (gpu == 'T4')")({"gpu": "T4"}) == 2
+    assert Expression("(a <= 2) + 1 <= 2")({"a": 1})
+
+
 def test_slack_is_relative_to_the_limit_and_positive_where_the_bound_holds() -> None:
     """Fails if the sign of one direction is wrong, or if slack is absolute."""
     assert Expression("a <= 100")({"a": 97}) == 1
