@@ -58,7 +58,8 @@ class Values:
     """
 
     def __init__(self, logs: AnyFloats, objective: Objective, columns: Mapping[str, npt.NDArray[Any]]) -> None:
-        metrics = {name: np.exp(np.clip(logs[:, :, m], -300.0, 300.0)) for m, name in enumerate(objective.metrics)}
+        # Draws may be single floats, which overflow beyond 88; no metric is that large.
+        metrics = {name: np.exp(np.clip(logs[:, :, m], -80.0, 80.0)) for m, name in enumerate(objective.metrics)}
         self.values: FloatArray = np.broadcast_to(np.asarray(objective(columns, metrics), float), logs.shape[:2])
         self.best: FloatArray = self.values.max(1)  # of each draw, (S,)
         self.keeps: BoolArray = self.best > 0  # whether anything in the draw keeps the bounds, (S,)
