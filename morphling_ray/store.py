@@ -80,6 +80,20 @@ class RunDirectory:
             raise StoreError(f"{path} is not a run directory: it has no experiment.yaml with the key {MARKER}")
         return cls(path)
 
+    @classmethod
+    def all_in(cls, path: Path) -> "list[RunDirectory]":
+        """The run directory at a path, or those in the folder there, by name.
+
+        Raises:
+            InputError: There is no such folder.
+            StoreError: It is neither a run directory nor holds any.
+        """
+        if path.is_dir() and not _is_ours(path):
+            found = [cls(folder) for folder in sorted(path.iterdir()) if folder.is_dir() and _is_ours(folder)]
+            if found:
+                return found
+        return [cls.open(path)]
+
     @property
     def path(self) -> Path:
         """The folder."""

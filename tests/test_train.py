@@ -89,12 +89,28 @@ def test_trains_from_surfaces_and_runs(folder: Path, tmp_path: Path, capsys: pyt
     json.dumps(dict(learned.about))
 
 
+def test_a_folder_of_runs_is_learned_from_and_the_same_data_give_the_same_file(tmp_path: Path) -> None:
+    """Fails if a run in the folder is left out, something else there is taken for one, or the file holds a date."""
+    runs = tmp_path / "runs"
+    for number in (1, 2):
+        run_directory(runs / f"{number}", Task(number))
+    (runs / "notes").mkdir()
+    outs = [tmp_path / f"{name}.npz" for name in "ab"]
+    for out in outs:
+        assert main(["--from", str(runs), "--out", str(out)]) == 0
+    learned = Prior.load(outs[0])
+    assert learned.tasks == ("shop:app (1)", "shop:app (2)")
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    assert "date" not in learned.about
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         ([], "nothing to learn from"),
         (["--surfaces", "nowhere"], "nowhere"),
         (["--run-dir", "nowhere"], "nowhere"),
+        (["--from", "{folder}"], "is not a run directory"),
         (["--surfaces", "{folder}", "--hold-out", "typo"], "typo"),
         (["--surfaces", "{folder}", "--hold-out", "family-0", "--hold-out", "family-1"], "nothing to learn from"),
         (["--surfaces", "{folder}", "--seed", "-1"], "--seed"),
