@@ -1,5 +1,6 @@
 """The simulator of the paper's spaces: what it counts, and that its physics does what physics does."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,18 +9,19 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.simulator import validate
+from experiments.simulator import recordings, validate
 from experiments.simulator.__main__ import main
 from experiments.simulator.cards import CARDS
 from experiments.simulator.physics import Physics, Pipeline, batch_seconds, peak_inputs_per_s
 from experiments.simulator.profile import Profile, profile
-from experiments.simulator.spaces import ec2, ec2_surface, pipeline_of, production_surface, profile_of
+from experiments.simulator.spaces import as_served, ec2, ec2_surface, pipeline_of, production_surface, profile_of
 from experiments.zoo.catalogue import MODELS, PAPER
 from experiments.zoo.counting import count
-from morphling_ray.surface import Surface, load_surfaces
+from morphling_ray.space import Configuration, Knob, SearchSpace
+from morphling_ray.surface import Surface, SurfaceSet, load_surfaces, save_surfaces
 
 T4 = CARDS["T4"]
-IDEAL = Physics(efficiency=1.0, half_macs=0.0, launch_s=0.0)
+IDEAL = Physics(efficiency=1.0, fill_s=0.0, launch_s=0.0)
 FREE = Pipeline(input_s=1e-9, request_s=1e-9, input_bytes=1.0)
 
 
@@ -50,7 +52,7 @@ def test_looking_up_words_reads_their_rows_and_not_the_table() -> None:
 @pytest.mark.parametrize("name", ["resnet_50", "bert_base", "use_transformer", "elmo", "nasnet_mobile"])
 def test_counts_agree_with_torchs_own(name: str) -> None:
     counted = profile_of(MODELS[name])
-    assert counted.macs.sum() / 1e9 == pytest.approx(count(MODELS[name])[1], rel=1e-6)
+    assert counted.macs.sum() / 1e9 == pytest.approx(count(as_served(MODELS[name]))[1], rel=1e-6)
 
 
 def test_an_operator_takes_as_long_as_the_slower_of_arithmetic_and_memory() -> None:
@@ -61,10 +63,12 @@ def test_an_operator_takes_as_long_as_the_slower_of_arithmetic_and_memory() -> N
     assert weights == pytest.approx([1.0, 1.0])  # a batch reads them once
 
 
-def test_small_operators_leave_a_card_idle_and_starting_them_takes_time() -> None:
+def test_small_operators_have_to_spread_over_a_card_and_starting_them_takes_time() -> None:
     small = one_operator(macs=1e6)
-    assert batch_seconds(small, T4, Physics(1.0, 1e6, 0.0), np.ones(1)) == pytest.approx(2e6 / T4.macs_per_s)
-    assert batch_seconds(small, T4, Physics(1.0, 0.0, 1e-3), np.ones(1)) == pytest.approx(1e6 / T4.macs_per_s + 1e-3)
+    assert batch_seconds(small, T4, Physics(1.0, 1e-6, 0.0), np.ones(1)) == pytest.approx(1e6 / T4.macs_per_s + 1e-6)
+    started, core = Physics(1.0, 0.0, 1e-3), replace(T4, asynchronous=False)
+    assert batch_seconds(small, T4, started, np.ones(1)) == pytest.approx(1e-3), "while the card computes"
+    assert batch_seconds(small, core, started, np.ones(1)) == pytest.approx(1e6 / T4.macs_per_s + 1e-3)
 
 
 def test_a_request_waits_as_in_a_queue_with_constant_service() -> None:
@@ -94,7 +98,9 @@ def test_no_resource_does_harm(name: str) -> None:
 
 
 def test_batches_help_until_they_take_too_long() -> None:
-    peak = ec2_surface("albert_large", MODELS["albert_large"], profile_of(MODELS["albert_large"])).metrics["peak_rps"]
+    peak = ec2_surface("albert_xlarge", MODELS["albert_xlarge"], profile_of(MODELS["albert_xlarge"])).metrics[
+        "peak_rps"
+    ]
     largest = np.nan_to_num(peak).reshape(5, 6, 8, 3)[-1, -1, :, 0]
     assert 0 < int(largest.argmax()) < 7
     assert largest[-1] == 0, "PAPER: ALBERT answers nothing in time at a batch of 128"
@@ -144,17 +150,58 @@ def test_surfaces_are_written_as_the_format_asks(
 
 
 def test_validation_finds_the_numbers_that_made_the_data() -> None:
-    surfaces = load_surfaces(Path("experiments/surfaces/zoo")).surfaces
-    made = np.array([2e10, 8e9, 2.0, 0.7, 3e-5, 2e-3])
-    tasks = [validate.task_of(surfaces[name]) for name in ("mixer", "text_encoder", "ranker")]
-    tasks = [replace(task, found=validate.foretold(made, task)) for task in tasks]
-    fitted = validate.fit(tasks[:2])
-    assert validate.foretold(fitted, tasks[2]) == pytest.approx(tasks[2].found, rel=0.2)
-    assert np.median(np.abs(np.log(validate.foretold(fitted, tasks[0]) / tasks[0].found))) < 0.02
+    recording = recordings.cpu(Path("experiments/surfaces/zoo"))
+    made = dict(zip(recording.start, (2e10, 8e9, 2.0, 0.7, 3e-5, 2e-3)))
+    tasks = [replace(task, found=recording.law(made, task)) for task in recording.tasks]
+    by_name = {task.name: task for task in tasks}
+    known, unknown = [by_name["mixer"], by_name["text_encoder"]], by_name["ranker"]
+    fitted = validate.fit(recording, known)
+    assert recording.law(fitted, unknown) == pytest.approx(unknown.found, rel=0.2)
+    assert np.median(np.abs(np.log(recording.law(fitted, known[0]) / known[0].found))) < 0.02
 
 
 def test_validation_prints_every_model_and_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert validate.main([]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert len(out) == 1 + len(load_surfaces(Path("experiments/surfaces/zoo")).surfaces)
-    assert "families held out" in out[-1]
+    assert len(out) == 2 + len(load_surfaces(Path("experiments/surfaces/zoo")).surfaces)
+    assert "families held out" in out[-2]
+
+
+@pytest.mark.parametrize(
+    ("read", "task", "knobs", "number"),
+    [
+        (
+            "v100",
+            "resnet50",
+            {"sm_pct": (10, 50, 100), "quota_pct": (50, 100), "batch_size": (1, 8)},
+            ("memory_share", 0.01),
+        ),
+        ("a100", "vgg16", {"mig_gpcs": (1, 3, 7), "batch_size": (1, 64), "num_procs": (1, 2)}, ("launch_s", 100)),
+    ],
+)
+def test_recordings_of_cards_are_read_and_foretold(
+    read: str, task: str, knobs: dict[str, tuple[int, ...]], number: tuple[str, float], tmp_path: Path
+) -> None:
+    cells: list[Configuration] = [dict(zip(knobs, cell)) for cell in itertools.product(*knobs.values())]
+    space = SearchSpace([Knob.infer(k, list(v)) for k, v in knobs.items()], configurations=cells)
+    surface = Surface(task, "one", space, {"rps": np.arange(1.0, 13.0)}, np.ones(12, bool), {}, {})
+    made = SurfaceSet(
+        name="cards",
+        about="",
+        source="",
+        licence="",
+        cost=None,
+        missing="absent",
+        knobs=space.knobs,
+        better={"rps": "higher"},
+        objectives={"rps": {"maximize": "rps"}},
+        surfaces={task: surface},
+    )
+    save_surfaces(tmp_path, made)
+    recording = getattr(recordings, read)(tmp_path)
+    (found,) = recording.tasks
+    assert len(found.found) == 6, "all of the time, one process"
+    told = recording.law(recording.start, found)
+    assert (np.diff(told.reshape(3, 2), axis=0) >= 0).all(), "a larger part is no slower"
+    other = recording.law({**recording.start, number[0]: recording.start[number[0]] * number[1]}, found)
+    assert (told != other).any()

@@ -3,8 +3,9 @@
 A request brings b inputs, as the paper's client sends them. A core decodes them, the card computes them, a core encodes
 the answers; several requests are under way at once where memory has room for them.
 
-    t_card(b) = sum over operators of  max((b macs + half) / (e P), (weights + b moved) / (e B))  + launch
-    half                                         an operator too small for the card leaves most of it idle
+    work(b) = sum over operators of  max(b macs / (e P) + fill, (weights + b moved) / (e B))
+    t_card(b) = max(work(b), operators x launch)          the host starts operators while the card still computes
+    fill                                         however little it computes, an operator has to spread over the card
     room = (share of memory - parameters) / (b x working bytes)        below 1: the setting does not run at all
 
 The roofline is Williams et al. 2009. Waiting follows from queues with Poisson arrivals and constant service, in front
@@ -27,12 +28,12 @@ class Physics:
 
     Attributes:
         efficiency: Of the peaks that large operators reach.
-        half_macs: An operator of so many multiply-accumulates reaches half of that.
+        fill_s: Of an operator that computes, however little that is.
         launch_s: Of starting an operator.
     """
 
     efficiency: float
-    half_macs: float
+    fill_s: float
     launch_s: float
 
 
@@ -55,9 +56,11 @@ def batch_seconds(profile: Profile, processor: Processor, physics: Physics, size
     """Seconds of a batch of each of the sizes, shape `(k,)` -> `(k,)`."""
     b = sizes[:, None]
     macs = b * profile.macs
-    compute = np.where(macs > 0, macs + physics.half_macs, 0.0) / processor.macs_per_s
-    memory = (profile.weight_bytes + b * profile.moved_bytes) / processor.bytes_per_s
-    return np.asarray((np.maximum(compute, memory) / physics.efficiency + physics.launch_s).sum(1))
+    compute = macs / (physics.efficiency * processor.macs_per_s) + np.where(macs > 0, physics.fill_s, 0.0)
+    memory = (profile.weight_bytes + b * profile.moved_bytes) / (physics.efficiency * processor.bytes_per_s)
+    work = np.maximum(compute, memory).sum(1)
+    launch = len(profile.macs) * physics.launch_s
+    return np.asarray(np.maximum(work, launch) if processor.asynchronous else work + launch)
 
 
 def peak_inputs_per_s(
