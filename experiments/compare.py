@@ -60,11 +60,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     how.add_argument("--budget", type=int, default=30, metavar="N", help="samples of each search (default 30)")
     how.add_argument("--noise", type=float, default=0.03, metavar="F", help="of each measured metric (default 0.03)")
+    how.add_argument("--until-best", action="store_true", help="end a search at the best there is (with --noise 0)")
     how.add_argument("--free-knobs", default="", metavar="K[,K]", help="knobs whose every value a sample tells about")
-    prior = parser.add_argument_group("a worse prior, to see how robust a searcher is")
+    prior = parser.add_argument_group("another prior, to see how robust a searcher is")
+    prior.add_argument("--train-on", default="", metavar="A,B,C", help="learn from these tasks, search all others")
     prior.add_argument("--learn-from", type=Path, metavar="DIR", help="learn from other surfaces only")
     prior.add_argument("--shuffle-prior", action="store_true", help="exchange configurations, alike in all tasks")
     prior.add_argument("--train-tasks", type=int, metavar="N", help="learn from N tasks, drawn anew for each seed")
+    prior.add_argument("--train-cells", type=int, metavar="N", help="learn from N rows of each task, drawn")
     prior.add_argument("--drop-values", action="append", default=[], metavar="KNOB=V[,V]", help="values never seen")
     prior.add_argument("--drop-knob", metavar="KNOB", help="a knob never seen: learn at one of its values, without it")
     out = parser.add_argument_group("output")
@@ -178,9 +181,12 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
         noise=arguments.noise,
         hold_out=arguments.hold_out,
         free_knobs=tuple(_names(arguments.free_knobs)),
+        train_on=tuple(_names(arguments.train_on)),
+        until_best=arguments.until_best,
         learn_from=None if arguments.learn_from is None else Dataset.open(arguments.learn_from),
         shuffle_prior=arguments.shuffle_prior,
         train_tasks=arguments.train_tasks,
+        train_cells=arguments.train_cells,
         drop_values=tuple(drop_values.items()),
         drop_knob=arguments.drop_knob,
     )

@@ -70,7 +70,7 @@ def draw_all(groups: Sequence[Group], folder: Path, against: str | None = None) 
         names[name] = names.get(name, 0) + 1
         if names[name] > 1:  # the same data and objective on other tasks or under other conditions
             name = f"{name}-{names[name]}"
-        with _style():
+        with style():
             figures = {"quality": quality(group, against), "samples": samples(group)}
             if against in group.searchers and len(group.searchers) > 1:
                 figures["paired"] = differences(group, str(against))
@@ -88,7 +88,7 @@ def quality(group: Group, against: str | None = None) -> "Figure":
     curves = {label: np.array([run.quality for run in runs]) for label, runs in group.searchers.items()}  # (runs, n)
     columns = min(3, len(labels))
     rows = math.ceil(len(labels) / columns)
-    figure = _figure(0.75 + 1.75 * rows)
+    figure = sheet(0.75 + 1.75 * rows)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     n = np.arange(1, min(c.shape[1] for c in curves.values()) + 1)
     lowest = min(float(np.quantile(c[:, : len(n)], 0.25, axis=0)[min(2, len(n) - 1)]) for c in curves.values())
@@ -123,7 +123,7 @@ def samples(group: Group) -> "Figure":
     """Samples to within 5 and 10 % of the clear optimum: a box of quartiles with the median and the 90 % mark."""
     labels = sorted(group.searchers, key=lambda label: _soonest(group.searchers[label]), reverse=True)
     names = [fill(label, 26) for label in labels]
-    figure = _figure(1.25 + _row_in(names, 0.3) * len(labels))
+    figure = sheet(1.25 + _row_in(names, 0.3) * len(labels))
     panels = figure.subplots(1, 2, sharey=True)
     for axes, threshold in zip(panels, (NEAR, 0.9)):
         for row, label in enumerate(labels):
@@ -164,7 +164,7 @@ def differences(group: Group, against: str) -> "Figure":
     ]
     parts.append((f"{against} needs so many times\nas many samples to 5 %", [pair.ratio for pair in pairs], 1.0))
     names = [fill(pair.label, 26) for pair in pairs]
-    figure = _figure(1.5 + _row_in(names, 0.24) * len(pairs))
+    figure = sheet(1.5 + _row_in(names, 0.24) * len(pairs))
     panels = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
     for axes, (label, estimates, nothing) in zip(panels, parts):
         axes.axvline(nothing, color=INK, linewidth=0.9)
@@ -241,13 +241,15 @@ def _title(figure: "Figure", group: Group, text: str) -> None:
     figure.suptitle(f"{text}\n{about}", x=0.01, ha="left", fontsize=8.5)
 
 
-def _figure(height_in: float) -> "Figure":
+def sheet(height_in: float, width_in: float = _WIDTH_IN) -> "Figure":
+    """An empty figure."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(_WIDTH_IN, height_in), layout="constrained")
+    return Figure(figsize=(width_in, height_in), layout="constrained")
 
 
-def _style() -> AbstractContextManager[None]:
+def style() -> AbstractContextManager[None]:
+    """How every figure of the experiments looks, while it lasts."""
     import matplotlib
 
     return matplotlib.rc_context(_RC)

@@ -147,6 +147,8 @@ def _conditions(settings: dict[str, Any], runs: Iterable[Run]) -> str:
     parts = [f"budget {budget} samples"]
     if "noise" in settings:
         parts.append(f"{100 * settings['noise']:g} % noise")
-    if "hold_out" in settings:
+    if settings.get("train_on"):
+        parts.append(f"learned from {len(settings['train_on'])} tasks that are not searched")
+    elif "hold_out" in settings:
         parts.append({"family": "whole families held out", "task": "single tasks held out"}[settings["hold_out"]])
     return ", ".join(parts)

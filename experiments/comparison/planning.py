@@ -74,7 +74,7 @@ def plan(
     units, left_out, notes = [], {}, []
     for dataset in datasets:
         surfaces = dataset.surfaces
-        matching = [task for task in surfaces.surfaces if fnmatchcase(task, tasks)]
+        matching = [t for t in surfaces.surfaces if fnmatchcase(t, tasks) and t not in settings.train_on]
         if not matching:
             notes.append(f"{dataset.name} has no task that matches {tasks!r}")
             continue
@@ -82,7 +82,9 @@ def plan(
             rng = np.random.default_rng(seed_of("subset", dataset.name))
             matching = sorted(rng.permutation(sorted(matching))[:subset].tolist())
         cut = folds(surfaces, settings.hold_out)
-        if len(cut) == 1 and settings.learn_from is None:
+        if settings.train_on:
+            cut = {task: [task] for task in matching}  # what is learned is the same for all
+        elif len(cut) == 1 and settings.learn_from is None:
             notes.append(f"{dataset.name} has one {settings.hold_out} only: nothing is left to learn from")
         for objective in objectives:
             if objective not in surfaces.objectives:

@@ -89,6 +89,7 @@ def search(
     noise: float,
     noise_seed: int,
     free_knobs: tuple[str, ...] = (),
+    until_best: bool = False,
 ) -> Search:
     """Runs a search on a recorded surface.
 
@@ -99,6 +100,7 @@ def search(
         noise: Standard deviation of the logarithm of each measured metric.
         noise_seed: Equal seeds give equal noise at equal configurations, whatever the searcher.
         free_knobs: One sample gives observations of all candidates that differ from it in these knobs only.
+        until_best: End once the best configuration was measured; the rest is as it was then.
     """
     space, out = problem.surface.space, Search()
     evaluator = ReplayEvaluator(problem.surface, problem.objective, noise=noise, seed=noise_seed)
@@ -138,6 +140,8 @@ def search(
         out.quality.append(truth / problem.best)
         out.quality_clear.append(truth / problem.best_clear)
         out.probes.append(probes)
+        if until_best and problem.truth[proposed] >= problem.best:
+            break
     out.pad(budget)
     return out
 

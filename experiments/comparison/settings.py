@@ -19,11 +19,15 @@ class Settings:
         noise: Standard deviation of the logarithm of each measured metric; also the slack that a "clear" optimum keeps.
         hold_out: What a task is held out with: its whole family, or itself alone.
         free_knobs: Knobs whose every value is observed with each sample (one deployment tells about all of them).
+        train_on: Tasks that are learned from, and not searched; all others are searched. Then nothing else is held out.
         learn_from: Another data set to learn from, instead of the tasks outside the fold.
         shuffle_prior: Whether each training task's rows are permuted over its configurations: a useless prior.
         train_tasks: How many training tasks are drawn; None for all.
+        train_cells: How many rows of each training task are drawn; None for all.
         drop_values: Knobs and values (as texts) whose rows the training tasks lose.
         drop_knob: A knob that the training tasks do not have.
+        until_best: Whether a search ends once it has measured the best configuration there is: without noise it cannot
+            be lost again.
 
     Raises:
         InputError: A number that makes no sense.
@@ -33,11 +37,14 @@ class Settings:
     noise: float = 0.03
     hold_out: Literal["family", "task"] = "family"
     free_knobs: tuple[str, ...] = ()
+    train_on: tuple[str, ...] = ()
     learn_from: Dataset | None = None
     shuffle_prior: bool = False
     train_tasks: int | None = None
+    train_cells: int | None = None
     drop_values: tuple[tuple[str, tuple[str, ...]], ...] = ()
     drop_knob: str | None = None
+    until_best: bool = False
 
     def __post_init__(self) -> None:
         if self.budget < 1:
@@ -46,6 +53,14 @@ class Settings:
             raise InputError(f"--noise must lie in [0, 1): 0.03 is about 3 %, got {self.noise:g}")
         if self.train_tasks is not None and self.train_tasks < 1:
             raise InputError(f"--train-tasks must be at least 1, got {self.train_tasks}")
+        if self.train_cells is not None and self.train_cells < 1:
+            raise InputError(f"--train-cells must be at least 1, got {self.train_cells}")
+        if self.until_best and self.noise:
+            raise InputError(
+                f"--until-best needs --noise 0, got {self.noise:g}: what is best cannot be seen through noise"
+            )
+        if self.train_on and self.learn_from is not None:
+            raise InputError("--train-on names tasks of what is searched; --learn-from takes all of another set")
 
     def to_dict(self) -> dict[str, Any]:
         """What must be equal for runs to stand in one file; without paths."""
@@ -55,6 +70,9 @@ class Settings:
             "noise": self.noise,
             "hold_out": self.hold_out,
             "free_knobs": list(self.free_knobs),
+            **({"train_on": list(self.train_on)} if self.train_on else {}),
+            **({"until_best": True} if self.until_best else {}),
+            **({"train_cells": self.train_cells} if self.train_cells is not None else {}),
             "learn_from": None if source is None else {"name": source.name, "data": source.data},
             "shuffle_prior": self.shuffle_prior,
             "train_tasks": self.train_tasks,
@@ -74,6 +92,8 @@ class Settings:
                 parts.append(f"prior from {self.learn_from.name}")
             if self.train_tasks is not None:
                 parts.append(f"{self.train_tasks} training tasks")
+            if self.train_cells is not None:
+                parts.append(f"{self.train_cells} rows of each")
             parts += [f"{knob} {', '.join(texts)} unseen" for knob, texts in self.drop_values]
             if self.drop_knob is not None:
                 parts.append(f"knob {self.drop_knob} unseen")
@@ -93,6 +113,8 @@ class Settings:
             _need_knobs(dataset.surfaces, "--free-knobs", self.free_knobs)
             if self.free_knobs and {k.name for k in dataset.surfaces.knobs} <= set(self.free_knobs):
                 raise InputError(f"--free-knobs leaves no knob of {dataset.name} to search")
+            if unknown := [name for name in self.train_on if name not in dataset.surfaces.surfaces]:
+                raise InputError(f"--train-on {unknown[0]}: {dataset.name} has no such task")
             if self.learn_from is not None and dataset.name == self.learn_from.name:
                 raise InputError(f"--learn-from {dataset.name}: it is searched too, so nothing would be held out")
         for dataset in datasets if self.learn_from is None else [self.learn_from]:

@@ -22,12 +22,10 @@ def training_names(settings: Settings, dataset: Dataset, fold: str, seed: int) -
         seed: Of the draw, if not all are taken.
     """
     source = dataset if settings.learn_from is None else settings.learn_from
-    names = []
-    for name, surface in source.surfaces.surfaces.items():
-        # In another set a task of that name is the same model too, so either name is reason enough there.
-        own = {name, surface.family} if settings.learn_from is not None else {_fold(settings, name, surface.family)}
-        if fold not in own:
-            names.append(name)
+    if settings.train_on:
+        names = list(settings.train_on)
+    else:
+        names = [name for name, s in source.surfaces.surfaces.items() if fold not in _folds(settings, name, s.family)]
     if settings.train_tasks is not None and settings.train_tasks < len(names):
         rng = np.random.default_rng(seed_of("training tasks", source.name, fold, seed))
         drawn = rng.choice(len(names), settings.train_tasks, replace=False)
@@ -39,6 +37,8 @@ def training_tasks(settings: Settings, dataset: Dataset, names: Sequence[str], s
     """The named tasks, with what the settings take from them or do to them."""
     source = (dataset if settings.learn_from is None else settings.learn_from).surfaces
     tasks = [TrainingTask.of_surface(source.task(name)) for name in names]
+    if settings.train_cells is not None:
+        tasks = [_part(task, settings.train_cells, seed) for task in tasks]
     if settings.drop_values:
         knobs = [_of_values(knob, kept_values(knob, settings.drop_values)) for knob in source.knobs]
         tasks = [_with_knobs(task, knobs) for task in tasks]
@@ -96,8 +96,9 @@ def _where(flags: Sequence[bool]) -> list[int]:
     return [i for i, flag in enumerate(flags) if flag]
 
 
-def _fold(settings: Settings, task: str, family: str) -> str:
-    return family if settings.hold_out == "family" else task
+def _folds(settings: Settings, task: str, family: str) -> set[str]:
+    """The folds that a task must not be learned from for: in another set, a task of the fold's name is it too."""
+    return {task, family} if settings.learn_from is not None else {family if settings.hold_out == "family" else task}
 
 
 def _of_values(knob: Knob, values: Sequence[Value]) -> Knob:
@@ -109,6 +110,13 @@ def _with_knobs(task: TrainingTask, knobs: Sequence[Knob]) -> TrainingTask:
     allowed = {knob.name: set(map(str, knob.values)) for knob in knobs}
     rows = _where([all(str(c[k]) in allowed[k] for k in allowed) for c in task.configurations])
     return _take(task, rows, [task.configurations[i] for i in rows], knobs)
+
+
+def _part(task: TrainingTask, count: int, seed: int) -> TrainingTask:
+    """Some rows of a task, drawn."""
+    rng = np.random.default_rng(seed_of("training rows", task.task, seed))
+    rows = sorted(rng.permutation(len(task.configurations))[:count].tolist())
+    return _take(task, rows, [task.configurations[i] for i in rows], task.knobs)
 
 
 def _take(

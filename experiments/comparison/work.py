@@ -122,6 +122,7 @@ def run_unit(settings: Settings, unit: Unit) -> list[Run]:
             noise=settings.noise,
             noise_seed=seed_of("noise", unit.dataset.name, task, unit.seed),
             free_knobs=settings.free_knobs,
+            until_best=settings.until_best,
         )
         if found.suggest_ms:
             found.suggest_ms[0] += made_ms
@@ -143,7 +144,7 @@ def run_unit(settings: Settings, unit: Unit) -> list[Run]:
     return runs
 
 
-@lru_cache(maxsize=4)  # folds have the same training tasks only where these come from another data set
+@lru_cache(maxsize=16)  # folds have the same training tasks only where these are named or come from another data set
 def _learned(
     settings: Settings, dataset: Dataset, objective: str, searcher: str, seed: int, names: tuple[str, ...]
 ) -> tuple[Any, float]:

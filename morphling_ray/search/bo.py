@@ -62,33 +62,33 @@ class BoSampler(GridSampler):
         value = self._penalised()
         if len(value) < self._begin or not max(value.values()) > 0:
             return super()._choose(free)  # a model of nothing but failures knows nothing
-        if len(self._z) < len(self._history.points):
-            self._z = self._encoding.encode(self._history.points)
-        known = np.array(list(value))
-        bound = self._upper_bounds(self._z[known], np.array(list(value.values())), self._z[free])
-        return int(free[int(bound.argmax())])
+        mean, sd = self._posterior()
+        bound = mean + self._weight * sd
+        return int(free[int(bound[free].argmax())])
 
-    def _upper_bounds(self, z: FloatArray, values: FloatArray, candidates: FloatArray) -> FloatArray:
-        """Upper confidence bounds of the value.
+    def predict(self) -> FloatArray:
+        """Expected penalised objective of every configuration, shape `(n,)`; something must have been measured."""
+        return self._posterior()[0]
 
-        Args:
-            z: Encoded configurations that were measured, shape `(k, columns)`.
-            values: Their penalised values, shape `(k,)`.
-            candidates: Encoded, shape `(n, columns)`.
-        """
+    def _posterior(self) -> tuple[FloatArray, FloatArray]:
+        """Mean and standard deviation of the penalised objective of every point, shape `(n,)` each."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.gaussian_process import GaussianProcessRegressor, kernels
 
-        scales = np.full(z.shape[1], 0.5)
+        if len(self._z) < len(self._history.points):
+            self._z = self._encoding.encode(self._history.points)
+        value = self._penalised()
+        known = np.array(list(value))
+        scales = np.full(self._z.shape[1], 0.5)
         kernel = kernels.ConstantKernel(1.0, (0.1, 100.0)) * kernels.Matern(scales, (0.05, 20.0), nu=2.5)
         model = GaussianProcessRegressor(
             kernel + kernels.WhiteKernel(0.01, (1e-4, 1.0)),
             normalize_y=True,
             n_restarts_optimizer=_RESTARTS,
-            random_state=self._seed + len(values),
+            random_state=self._seed + len(value),
         )
         with warnings.catch_warnings():  # a hyper-parameter at its bound is what few points often have to say
             warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(z, values)
-        mean, sd = model.predict(candidates, return_std=True)
-        return np.asarray(mean + self._weight * sd)
+            model.fit(self._z[known], np.array(list(value.values())))
+        mean, sd = model.predict(self._z, return_std=True)
+        return np.asarray(mean), np.asarray(sd)

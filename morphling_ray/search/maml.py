@@ -74,6 +74,13 @@ class MamlSampler(GridSampler):
         self._known: dict[int, int] = {}  # how many measurements of each point theta' has seen
         self._design = self._levels.corners(self._table) if self._settings.corners else []
 
+    def predict(self) -> FloatArray:
+        """Objective of every configuration as a share of the best measured, given all measurements, shape `(n,)`."""
+        with one_thread():
+            self._adapt()
+            net = network(len(self._encoding.groups), self._settings.activation)
+            return np.asarray(predict(net, self._after, self._inputs()).numpy(), np.float64)
+
     def _choose(self, free: Sequence[int]) -> int:
         untried = set(free)
         corner = next((i for i in self._design if i in untried), None)

@@ -179,6 +179,16 @@ class MorphlingSampler:
         rivals = sorted((p for p in lead if (lead[p] > 0).mean() >= _CLEARLY_WORSE), key=lambda p: -_gain(lead[p]))
         return [dict(self._history.points[p]) for p in [ranked[0], *rivals][:count]]
 
+    def predict(self) -> FloatArray:
+        """Expected objective of every configuration, shape `(n,)`; NaN before there is anything to go by."""
+        belief, points = self._surrogate.belief(), np.arange(len(self._history.points))
+        if belief is None:
+            return np.full(len(points), np.nan)
+        normals = quasi_normals(_DRAWS // 8, len(self._shift), self._shift)
+        logs, owners = belief.ensemble.marginal_draws(points, normals)
+        values = Values(logs, self._objective, self._columns(points)).values
+        return np.asarray((values * belief.works[owners]).mean(0))
+
     def _most_promising(self, free: IntArray) -> int:
         draws = self._draws()
         designing = not self._surrogate.informed and len(self._history.used | self._history.foreseen) < _DESIGN

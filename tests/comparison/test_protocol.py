@@ -42,6 +42,16 @@ def test_curves_by_hand(recorded: SurfaceSet) -> None:
     assert len(found.suggest_ms) == len(found.recommend_ms) == 6
 
 
+def test_a_search_may_end_at_the_best_there_is(recorded: SurfaceSet) -> None:
+    """Fails if it goes on, ends at something worse, or if what follows is not as good as then."""
+    proposals = [at(2), at(3), at(3, "b"), at(1)]
+    sampler = Scripted(proposals=proposals, recommendations=proposals, sure=[None] * 4)
+    problem = Problem.of(recorded, "value", "f1", 0.0)
+    found = search(problem, sampler, budget=4, noise=0.0, noise_seed=0, until_best=True)
+    assert found.proposed == [2, 4, 5]
+    assert found.quality == pytest.approx([80 / 110, 100 / 110, 1, 1])
+
+
 def test_a_search_that_runs_dry_is_padded(recorded: SurfaceSet) -> None:
     """Fails if curves are shorter than the budget, padded with 0, or if timings of samples never taken are made up."""
     sampler = Scripted(proposals=[at(1), at(2)], recommendations=[at(1), at(2)], sure=[0.3, 0.6])

@@ -48,6 +48,26 @@ def test_nothing_of_the_fold_reaches_learning(
         assert not values.any()
 
 
+def test_some_rows_of_each_task_are_learned_from(dataset: Dataset) -> None:
+    """Fails if the draw is the same for every task or seed, or takes more."""
+    settings = Settings(train_cells=3)
+    tasks = training_tasks(settings, dataset, ["f1", "f2", "g1"], 0)
+    drawn = [str(task.configurations) for task in tasks]
+    assert [len(task.configurations) for task in tasks] == [3, 3, 3]
+    assert len(set(drawn)) > 1
+    assert drawn != [str(task.configurations) for task in training_tasks(settings, dataset, ["f1", "f2", "g1"], 1)]
+
+
+def test_named_tasks_are_learned_from_and_all_others_searched(dataset: Dataset) -> None:
+    """Fails if a task is on both sides, or on none."""
+    settings = Settings(budget=2, train_on=("f1", "g1"))
+    (unit,) = plan(settings, [dataset], ["value"], ["random"], seeds=1).units
+    assert unit.tasks == ("f2",), "h1 has nothing that keeps the bound"
+    assert training_names(settings, dataset, unit.fold, 0) == ("f1", "g1")
+    with pytest.raises(InputError, match="--train-on nobody"):
+        Settings(train_on=("nobody",)).check([dataset])
+
+
 def test_the_objective_to_learn_for_knows_no_task(dataset: Dataset) -> None:
     """Fails if it carries a task's constants, which would be those of a held-out task."""
     objective = learning_objective(dataset, "value")
