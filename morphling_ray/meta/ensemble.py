@@ -5,11 +5,12 @@ or a flat one) with one Gaussian covariance of what the task deviates by. All te
 of that covariance, so a thousand of them cost little more than one.
 
 n   candidates;  M  metrics;  T  surfaces;  J  templates;  N  observations;  S  draws
-    f = template_j + deviation,   template_j = sum_t weights[j, t] surfaces[t],   deviation ~ Normal(0, covariance)
+    f = template_j + deviation,   deviation ~ Normal(0, covariance)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,49 @@ IntArray = npt.NDArray[np.int64]
 _NEGLIGIBLE = 0.01  # a hypothesis that is so much less likely than the likeliest is left out: each costs time
 
 
+class Templates(Protocol):
+    """Surfaces that a new task may resemble, J of them."""
+
+    @property
+    def count(self) -> int:
+        """J."""
+        ...
+
+    def at(self, which: IntArray, points: IntArray) -> FloatArray:
+        """Some of them at k points, shape `(len(which), k M)`, metrics varying fastest."""
+        ...
+
+    def observed(self, obs: Observations) -> FloatArray:
+        """All of them where something was observed, shape `(J, N)`."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Mixtures:
+    """Weighted sums of surfaces. `Templates`.
+
+    Attributes:
+        surfaces: Log-metrics, shape `(T, n, M)`.
+        weights: Shape `(J, T)`; each row is a template.
+    """
+
+    surfaces: FloatArray
+    weights: FloatArray
+
+    @property
+    def count(self) -> int:
+        """See `Templates`."""
+        return len(self.weights)
+
+    def at(self, which: IntArray, points: IntArray) -> FloatArray:
+        """See `Templates`."""
+        return np.asarray(self.weights[which] @ self.surfaces[:, points].reshape(len(self.surfaces), -1))
+
+    def observed(self, obs: Observations) -> FloatArray:
+        """See `Templates`."""
+        return np.asarray(self.weights @ self.surfaces[:, obs.point, obs.metric])
+
+
 @dataclass(frozen=True, eq=False)
 class Hypothesis:
     """What a new task may be like.
@@ -31,34 +75,27 @@ class Hypothesis:
     Attributes:
         name: For people.
         log_prior: Log of how likely it is at first, together with all of its templates.
-        surfaces: Log-metrics, shape `(T, n, M)`.
-        weights: Shape `(J, T)`; each row is a template.
+        templates: What it may resemble.
         covariance: Of the deviation.
         levels: Whether the templates' levels mean anything. Where they do not, the first measurement sets them.
         log_likely: Log of how likely each template is at first, up to a constant, shape `(J,)`; None: all alike.
+        works: Under some templates, the probability that k points work, shape `(len(which), k)`; None: templates say
+            nothing of that.
     """
 
     name: str
     log_prior: float
-    surfaces: FloatArray
-    weights: FloatArray
+    templates: Templates
     covariance: Covariance
     levels: bool = True
     log_likely: FloatArray | None = None
+    works: Callable[[IntArray, IntArray], FloatArray] | None = None
 
     @property
     def log_priors(self) -> FloatArray:
         """Log of how likely each template is at first, shape `(J,)`."""
-        likely = np.zeros(len(self.weights)) if self.log_likely is None else self.log_likely
+        likely = np.zeros(self.templates.count) if self.log_likely is None else self.log_likely
         return np.asarray(self.log_prior + likely - _log_sum(likely))
-
-    def templates(self, which: IntArray, points: IntArray) -> FloatArray:
-        """Some templates at k points, shape `(len(which), k M)`, metrics varying fastest."""
-        return np.asarray(self.weights[which] @ self.surfaces[:, points].reshape(len(self.surfaces), -1))
-
-    def observed(self, obs: Observations) -> FloatArray:
-        """All templates where something was observed, shape `(J, N)`."""
-        return np.asarray(self.weights @ self.surfaces[:, obs.point, obs.metric])
 
 
 class Conditioned:
@@ -73,7 +110,7 @@ class Conditioned:
         self.hypothesis = hypothesis
         self._obs = obs
         self._last: tuple[IntArray, FloatArray] | None = None
-        templates = hypothesis.observed(obs)  # (J, N)
+        templates = hypothesis.templates.observed(obs)  # (J, N)
         self._white = _whitening(hypothesis.covariance, obs)
         self._z = (obs.value - templates) @ self._white.T  # (J, N)
         self.log_evidence = _log_density(self._z, self._white)  # (J,)
@@ -86,7 +123,7 @@ class Conditioned:
 
     def means(self, which: IntArray, points: IntArray) -> FloatArray:
         """Posterior means under some templates at k points, shape `(len(which), k, M)`."""
-        out = self.hypothesis.templates(which, points)
+        out = self.hypothesis.templates.at(which, points)
         if len(self._obs):
             out = out + self._z[which] @ self._explained(points)
         return out.reshape(len(which), len(points), -1)
@@ -123,10 +160,13 @@ class Ensemble:
     Args:
         hypotheses: At least one, all about the same candidates and metrics.
         obs: What was measured.
-        log_outcomes: Log probability, by hypothesis, of which configurations worked and failed, shape `(H,)`.
+        log_outcomes: Log probability, by hypothesis, of which configurations worked and failed; a number, or one for
+            each template.
     """
 
-    def __init__(self, hypotheses: Sequence[Hypothesis], obs: Observations, log_outcomes: FloatArray) -> None:
+    def __init__(
+        self, hypotheses: Sequence[Hypothesis], obs: Observations, log_outcomes: Sequence[float | FloatArray]
+    ) -> None:
         self.conditioned = [Conditioned(h, obs) for h in hypotheses]
         scores = [
             c.log_evidence + h.log_priors + extra for c, h, extra in zip(self.conditioned, hypotheses, log_outcomes)
@@ -161,15 +201,15 @@ class Ensemble:
         total = sum(self.conditioned[h].means(which[owners == h], points).sum(0) for h in np.unique(owners))
         return np.asarray(total / count)
 
-    def marginal_draws(self, points: IntArray, normals: FloatArray) -> tuple[FloatArray, IntArray]:
-        """Draws of each point on its own.
+    def marginal_draws(self, points: IntArray, normals: FloatArray) -> FloatArray:
+        """Draws of each point on its own, under the templates of `picks`.
 
         Args:
             points: k of them.
             normals: Shape `(S, M)`; all points share them, so two points differ by what is believed of them.
 
         Returns:
-            Log-metrics, shape `(S, k, M)`, and the hypothesis of each draw, shape `(S,)`.
+            Log-metrics, shape `(S, k, M)`.
         """
         owners, which = self.picks(len(normals))
         out = np.empty((len(normals), len(points), normals.shape[1]))
@@ -179,17 +219,17 @@ class Ensemble:
             mean = conditioned.means(used, points)  # (U, k, M)
             factor = _small_factors(conditioned.each(points))  # (k, M, M)
             out[mine] = mean[back] + np.einsum("sj,kmj->skm", normals[mine], factor, optimize=True)
-        return out, owners
+        return out
 
-    def joint_draws(self, points: IntArray, normals: AnyFloats) -> tuple[AnyFloats, IntArray]:
-        """Draws of several points together.
+    def joint_draws(self, points: IntArray, normals: AnyFloats) -> AnyFloats:
+        """Draws of several points together, under the templates of `picks`.
 
         Args:
             points: k of them.
             normals: Shape `(S, k M)`; float32 is enough, and quicker.
 
         Returns:
-            Log-metrics, shape `(S, k, M)`, and the hypothesis of each draw, shape `(S,)`.
+            Log-metrics, shape `(S, k, M)`.
         """
         owners, which = self.picks(len(normals))
         out = np.empty((len(normals), len(points), normals.shape[1] // len(points)), normals.dtype)
@@ -199,7 +239,7 @@ class Ensemble:
             factor = cholesky(conditioned.joint(points)).astype(normals.dtype)
             deviation = normals[mine] @ factor.T
             out[mine] = conditioned.means(used, points)[back] + deviation.reshape(-1, *out.shape[1:])
-        return out, owners
+        return out
 
 
 def log_evidence(hypotheses: Sequence[Hypothesis], obs: Observations) -> float:

@@ -15,6 +15,8 @@ import numpy.typing as npt
 from morphling_ray.meta.gaussian import cholesky, matern52, squared_distances
 
 FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 OPTIMISTIC = 0.9  # without a prior: most of what a user lists works
 _SHARPNESS = 1.5**2  # on squared distances: failure has sharper edges than speed
@@ -26,39 +28,51 @@ _CLIP = 0.01  # of what is believed before, and of one outcome's evidence
 _LEAST = 1e-6  # of what is believed after: among configurations that hardly work, the likeliest must be known
 
 
-def p_feasible(before: FloatArray, place: FloatArray, points: Sequence[int], works: Sequence[bool]) -> FloatArray:
-    """Probability that each candidate works, shape `(n,)`.
+class Outcomes:
+    """Which candidates are known to work, and what that says of others.
 
     Args:
-        before: p0, shape `(n,)`.
         place: Candidates in units of length scales, shape `(n, d)`.
-        points: Indices of the candidates whose outcome is known.
+        points: Indices of the candidates whose outcome is known, k of them.
         works: Their outcomes.
     """
-    if not len(points):
-        return np.clip(before, _CLIP, 1.0 - _CLIP)
-    rows = list(points)
-    start = _start(before)
-    near = _SCORE_SD**2 * matern52(_SHARPNESS * squared_distances(place[rows], place))  # (k, n)
-    white = np.linalg.inv(cholesky(near[:, rows] + _NOISE_SD**2 * np.eye(len(rows))))
-    v = white @ near
-    mean = start + (white @ (_scores(works) - start[rows])) @ v
-    return _probability(mean, np.maximum(_SCORE_SD**2 - (v**2).sum(0), 0.0))
 
+    def __init__(self, place: FloatArray, points: Sequence[int], works: Sequence[bool]) -> None:
+        self.points = np.array(points, int)
+        self._place = place
+        self._works = np.array(works, bool)
+        near = self._near(self.points)
+        self._factor = cholesky(near + _NOISE_SD**2 * np.eye(len(near))) if len(near) else near
 
-def log_evidence(before: FloatArray, place: FloatArray, points: Sequence[int], works: Sequence[bool]) -> float:
-    """Log probability of the outcomes, each predicted from those before it."""
-    if not len(points):
-        return 0.0
-    rows = np.array(points, int)
-    start = _start(before[rows])
-    near = _SCORE_SD**2 * matern52(_SHARPNESS * squared_distances(place[rows], place[rows]))
-    factor = cholesky(near + _NOISE_SD**2 * np.eye(len(rows)))
-    surprise = np.linalg.solve(factor, _scores(works) - start)  # each outcome less its prediction, in predicted sds
-    sd = np.diag(factor)
-    p = _probability(_scores(works) - sd * surprise, np.maximum(sd**2 - _NOISE_SD**2, 0.0))
-    p = np.clip(p, _CLIP, 1.0 - _CLIP)
-    return float(np.log(np.where(works, p, 1.0 - p)).sum())
+    def probability(self, before: FloatArray, known: FloatArray, at: IntArray) -> FloatArray:
+        """Probability that candidates work, shape `(..., m)`.
+
+        Args:
+            before: p0 of m candidates, shape `(..., m)`.
+            known: p0 of those whose outcome is known, shape `(..., k)`.
+            at: Indices of the m candidates.
+        """
+        if not len(self.points):
+            return np.clip(before, _CLIP, 1.0 - _CLIP)
+        white = np.linalg.inv(self._factor)
+        v = white @ self._near(at)  # (k, m)
+        mean = _start(before) + (_scores(self._works) - _start(known)) @ white.T @ v
+        return _probability(mean, np.maximum(_SCORE_SD**2 - (v**2).sum(0), 0.0))
+
+    def log_evidence(self, known: FloatArray) -> FloatArray:
+        """Log probability of the outcomes, each predicted from those before it, for p0 of shape `(..., k)`."""
+        if not len(self.points):
+            return np.zeros(known.shape[:-1])
+        gap = _scores(self._works) - _start(known)
+        surprise = np.linalg.solve(self._factor, gap.reshape(-1, len(self.points)).T).T.reshape(gap.shape)
+        sd = np.diag(self._factor)  # an outcome less its prediction is so many predicted standard deviations
+        p = _probability(_scores(self._works) - sd * surprise, np.maximum(sd**2 - _NOISE_SD**2, 0.0))
+        p = np.clip(p, _CLIP, 1.0 - _CLIP)
+        return np.asarray(np.log(np.where(self._works, p, 1.0 - p)).sum(-1))
+
+    def _near(self, at: IntArray) -> FloatArray:
+        gap = squared_distances(self._place[self.points], self._place[at])
+        return np.asarray(_SCORE_SD**2 * matern52(_SHARPNESS * gap))
 
 
 def _start(before: FloatArray) -> FloatArray:
@@ -66,7 +80,7 @@ def _start(before: FloatArray) -> FloatArray:
     return np.asarray(np.log(before / (1.0 - before)) / _PROBIT)
 
 
-def _scores(works: Sequence[bool]) -> FloatArray:
+def _scores(works: BoolArray) -> FloatArray:
     return np.where(works, _SCORE, -_SCORE)
 
 

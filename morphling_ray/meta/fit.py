@@ -1,9 +1,10 @@
-"""Learns a prior from the surfaces of earlier tasks, in three steps.
+"""Learns a prior from the surfaces of earlier tasks, in four steps.
 
 1. How smooth surfaces are: the marginal likelihood of each task on its own.
 2. Every task's surface as a function, smoothed onto one basis (basis.py).
 3. How far the level of a new task may lie from theirs: each family of tasks is held out in turn, and what the others
    foretell of it decides.
+4. What the tasks' bottlenecks have in common (bottlenecks.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from morphling_ray.errors import InputError
+from morphling_ray.meta import bottlenecks
 from morphling_ray.meta.basis import MAX_CENTRES, Smoothing, basis, smooth_tasks, spread
 from morphling_ray.meta.encoding import Encoding
 from morphling_ray.meta.ensemble import log_evidence
@@ -65,6 +67,7 @@ def fit_prior(tasks: Sequence[TrainingTask], *, seed: int, about: Mapping[str, A
         values = [logs[t][m][g] for t, g in zip(who, good)]
         how = Smoothing(lengths, *(float(sd[m]) for sd in (smooth.slope, smooth.smooth, smooth.white)))
         alpha[m][:, who] = smooth_tasks(rows, values, centres, how)
+    enough = len(tasks) >= bottlenecks.ENOUGH
     prior = Prior(
         encoding=encoding,
         metrics=metrics,
@@ -76,6 +79,9 @@ def fit_prior(tasks: Sequence[TrainingTask], *, seed: int, about: Mapping[str, A
         correlation=_correlation(centres, alpha, taught, lengths),
         outcomes=_outcomes(tasks, z_all, centres),
         offset_sd=_OFFSETS[0],
+        bottlenecks=bottlenecks.fit(z_all, logs, [t.feasible for t in tasks], centres, np.random.default_rng(seed))
+        if enough
+        else None,
         earlier=tuple(tasks),
         about={**(about or {}), "seed": seed},
     )

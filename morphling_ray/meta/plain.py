@@ -13,7 +13,7 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from morphling_ray.meta.ensemble import Hypothesis
+from morphling_ray.meta.ensemble import Hypothesis, Mixtures
 from morphling_ray.meta.gaussian import Covariance, Observations, cholesky, matern52, squared_distances
 
 FloatArray = npt.NDArray[np.float64]
@@ -138,4 +138,4 @@ def plain_hypothesis(z: FloatArray, groups: IntArray, obs: Observations, metrics
         correlation=hyper.correlation,
     )
     surface = np.broadcast_to(level, (1, n, metrics))
-    return Hypothesis("plain", hyper.log_prior, surface, np.ones((1, 1)), covariance, levels=False)
+    return Hypothesis("plain", hyper.log_prior, Mixtures(surface, np.ones((1, 1))), covariance, levels=False)

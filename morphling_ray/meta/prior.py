@@ -5,6 +5,7 @@ It holds the smoothed surfaces f_1 .. f_T of T earlier tasks, and what a new tas
 alike    log y_m(x) = mean_m(x) + sum_t w_t (f_t,m(x) - mean_m(x)) / sqrt(T) + own_m(x), with w ~ Normal(0, I) shared by
          all metrics: the empirical mean and covariance (Wang et al., https://arxiv.org/abs/2109.08215)
 mixture  log y_m(x) = (1 - a) f_s,m(x) + a f_t,m(x) + own_m(x): it is one earlier task, or lies between two
+bottlenecks  it needs other amounts of what earlier tasks needed too (bottlenecks.py), + own_m(x)
 own      a level, a small smooth Matern-5/2 residual and a white part, each correlated between metrics
 
 The surfaces are functions of encoded knobs (basis.py), so the prior is defined at values and in spaces that it was not
@@ -17,7 +18,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,16 @@ import numpy.typing as npt
 
 from morphling_ray.errors import PriorError
 from morphling_ray.meta.basis import basis
+from morphling_ray.meta.bottlenecks import Bottlenecks, Hats
 from morphling_ray.meta.encoding import Encoding
-from morphling_ray.meta.ensemble import Hypothesis
+from morphling_ray.meta.ensemble import Hypothesis, Mixtures
 from morphling_ray.meta.gaussian import Covariance, matern52, squared_distances
 from morphling_ray.meta.tasks import TrainingTask, matching_rows, pack, unpack
 from morphling_ray.space import Configuration, Knob
 
 FloatArray = npt.NDArray[np.float64]
 
-FORMAT = "morphling_ray prior 3"
+FORMAT = "morphling_ray prior 4"
 UNSEEN_LENGTH = 0.5  # length scale of an unseen knob, in ranges of the space
 UNSEEN_SD = 0.5  # how far a knob that the prior never saw may move a log-metric
 UNSEEN_METRIC = (10.0, 0.7, 0.03)  # level, residual and white part of a metric that the prior never saw
@@ -47,7 +49,11 @@ _ALIKE = 0.4  # probability of the first kind
 # optimum may be one of them.
 _STRAYS = ((1.0, 0.3), (2.0, 0.2), (4.0, 0.1))
 _ALIKE_SD = 0.5  # of a descriptor between tasks that are alike, in logs
+_BOTTLENECKED = 0.4  # probability of the third kind, beside both others
+_MISSES = ((1.0, 0.6), (3.0, 0.4))  # by how many misfits of the earlier tasks a new one strays
+_MISFIT = 0.03, 0.3  # within which the misfit is taken for what a new task strays by
 MIXTURES = 600  # of two earlier tasks each
+DRAWN = 4000  # tasks that there might be, of the third kind
 _BEYOND = 0.3  # how far a mixture may lie outside the two, as a share of their difference
 _ENOUGH = 3  # tasks that show how tasks differ; fewer show a mean alone
 _FEASIBLE_PRIOR = (1.9, 0.1)  # works / fails: what is believed where no earlier task was measured
@@ -71,6 +77,7 @@ class Prior:
         correlation: Between metrics, of what a new task has of its own, shape `(M, M)`.
         outcomes: How often a configuration near each centre worked and failed, shape `(U, 2)`.
         offset_sd: How far a new task's level may lie from those of the earlier ones, in logs.
+        bottlenecks: What tasks have in common where their limits move; None where too few tasks were known.
         earlier: What was measured for the tasks, for methods that learn in another way.
         about: Where it came from: sets, tasks, date, version, seed, how well it fits. For people only.
     """
@@ -85,6 +92,7 @@ class Prior:
     correlation: FloatArray
     outcomes: FloatArray
     offset_sd: float
+    bottlenecks: Bottlenecks | None = None
     earlier: tuple[TrainingTask, ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
 
@@ -104,7 +112,38 @@ class Prior:
             descriptors: Of the new task, see `Objective`. Earlier tasks that are near in these are more likely like it.
         """
         surfaces, own = self.surfaces(configurations, metrics), self.own(configurations, knobs, metrics)
-        return resembling(surfaces, own, self._gaps(descriptors or {}))
+        gaps = self._gaps(descriptors or {})
+        found = resembling(surfaces, own, gaps)
+        if self.bottlenecks is None or any(name not in self.metrics for name in metrics):
+            return found
+        found = [replace(h, log_prior=h.log_prior + float(np.log(1.0 - _BOTTLENECKED))) for h in found]
+        which = [self.metrics.index(name) for name in metrics]
+        return found + self._bottlenecked(self.bottlenecks, configurations, own, which, gaps)
+
+    def _bottlenecked(
+        self,
+        learned: Bottlenecks,
+        configurations: Sequence[Configuration],
+        own: Covariance,
+        which: list[int],
+        gaps: FloatArray,
+    ) -> list[Hypothesis]:
+        """The third kind: it needs other amounts of the same bottlenecks."""
+        weights = pairs(len(self.tasks), DRAWN)
+        hats = Hats(self.centres)(self.encoding.encode(configurations))
+        templates = learned.drawn(weights, hats, which)
+        residual = np.clip(learned.misfit[which], *_MISFIT)
+        return [
+            Hypothesis(
+                f"bottlenecks x{f:g}",
+                float(np.log(_BOTTLENECKED * p)),
+                templates,
+                replace(own, residual_sd=f * residual),
+                log_likely=_likely(weights, gaps),
+                works=templates.works if learned.wall_needs.size else None,
+            )
+            for f, p in _MISSES
+        ]
 
     def _gaps(self, descriptors: Mapping[str, float]) -> FloatArray:
         """How far each earlier task lies from a new one in the descriptors that all of them have, in logs, (T, D)."""
@@ -134,6 +173,7 @@ class Prior:
             tasks=tuple(self.tasks[t] for t in some),
             alpha=self.alpha[:, :, some],
             taught=self.taught[:, some],
+            bottlenecks=None if self.bottlenecks is None else self.bottlenecks.of_tasks(some),
             earlier=tuple(self.earlier[t] for t in some) if self.earlier else (),
         )
 
@@ -205,6 +245,8 @@ class Prior:
             "about": dict(self.about),
         }
         arrays = {name: getattr(self, name) for name, _ in _ARRAYS}
+        if self.bottlenecks is not None:
+            arrays |= {f"bottlenecks_{name}": values for name, values in vars(self.bottlenecks).items()}
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             with temporary.open("wb") as file:
@@ -234,12 +276,15 @@ class Prior:
                         f"prior {path} has the format {found!r:.60}, this version reads {FORMAT!r}; train it again"
                     )
                 arrays = {name: np.asarray(file[name], np.float64) for name, _ in _ARRAYS}
+                learned = {f.name: file.get(f"bottlenecks_{f.name}") for f in fields(Bottlenecks)}
+                known = {name: np.asarray(a, np.float64) for name, a in learned.items() if a is not None}
                 earlier = tuple(unpack(file))
             prior = cls(
                 encoding=Encoding.from_list(meta["knobs"]),
                 metrics=tuple(map(str, meta["metrics"])),
                 tasks=tuple(map(str, meta["tasks"])),
                 offset_sd=float(meta["offset_sd"]),
+                bottlenecks=Bottlenecks(**known) if known else None,
                 earlier=earlier,
                 about=dict(meta["about"]),
                 **arrays,
@@ -265,6 +310,8 @@ class Prior:
                 raise ValueError(f"{name} must be finite and of shape {shape}, got shape {values.shape}")
         if not 0 < self.offset_sd < np.inf:
             raise ValueError("offset_sd must be positive")
+        if self.bottlenecks is not None:
+            self.bottlenecks.check(m, t, Hats(self.centres).count)
 
 
 def resembling(surfaces: FloatArray, own: Covariance, gaps: FloatArray | None = None) -> list[Hypothesis]:
@@ -280,15 +327,20 @@ def resembling(surfaces: FloatArray, own: Covariance, gaps: FloatArray | None = 
     deviations = (surfaces - surfaces.mean(0)) / np.sqrt(tasks) * float(tasks >= _ENOUGH)
     alike = replace(own, features=np.ascontiguousarray(deviations.transpose(2, 1, 0)))
     mixtures = np.vstack([np.eye(tasks), pairs(tasks, MIXTURES)])
-    likely = None if gaps is None or not gaps.size else -0.5 * ((mixtures @ gaps / _ALIKE_SD) ** 2).sum(1)
+    likely = None if gaps is None else _likely(mixtures, gaps)
     straying = [(f"mixture x{f:g}", p, replace(own, residual_sd=f * own.residual_sd)) for f, p in _STRAYS]
     return [
-        Hypothesis("alike", float(np.log(_ALIKE)), surfaces, average, alike),
+        Hypothesis("alike", float(np.log(_ALIKE)), Mixtures(surfaces, average), alike),
         *(
-            Hypothesis(name, float(np.log(p)), surfaces, mixtures, covariance, log_likely=likely)
+            Hypothesis(name, float(np.log(p)), Mixtures(surfaces, mixtures), covariance, log_likely=likely)
             for name, p, covariance in straying
         ),
     ]
+
+
+def _likely(mixtures: FloatArray, gaps: FloatArray) -> FloatArray | None:
+    """Log of how likely each mixture of earlier tasks is by its descriptors, shape `(J,)`; None where none is known."""
+    return -0.5 * ((mixtures @ gaps / _ALIKE_SD) ** 2).sum(1) if gaps.size else None
 
 
 def _correlation(learned: FloatArray, known: Sequence[int | None]) -> FloatArray:

@@ -185,9 +185,9 @@ class MorphlingSampler:
         if belief is None:
             return np.full(len(points), np.nan)
         normals = quasi_normals(_DRAWS // 8, len(self._shift), self._shift)
-        logs, owners = belief.ensemble.marginal_draws(points, normals)
+        logs = belief.ensemble.marginal_draws(points, normals)
         values = Values(logs, self._objective, self._columns(points)).values
-        return np.asarray((values * belief.works[owners]).mean(0))
+        return np.asarray((values * belief.works(len(normals), points)).mean(0))
 
     def _most_promising(self, free: IntArray) -> int:
         draws = self._draws()
@@ -241,8 +241,8 @@ class MorphlingSampler:
         points = self._promising(belief, _LATER if self._history.told else _AT_START)
         if not len(points):
             return None
-        logs, owners = belief.ensemble.joint_draws(points, self._normals[:, : len(points) * len(self._shift)])
-        return Draws(points, Values(logs, self._objective, self._columns(points)), belief.works[owners][:, points])
+        logs = belief.ensemble.joint_draws(points, self._normals[:, : len(points) * len(self._shift)])
+        return Draws(points, Values(logs, self._objective, self._columns(points)), belief.works(_DRAWS, points))
 
     def _promising(self, belief: Belief, count: int) -> IntArray:
         """Free candidates that may turn out well when each is looked at alone, contenders, and what is measured now."""
@@ -251,8 +251,8 @@ class MorphlingSampler:
         contenders = sorted(history.contenders, key=lambda p: -history.measured_objective(p))[:_CONTENDERS]
         if len(free) > count:
             normals = quasi_normals(max(16, min(64, _SCREEN // len(free))), len(self._shift), self._shift)
-            logs, owners = belief.ensemble.marginal_draws(free, normals)
-            shares = Values(logs, self._objective, self._columns(free)).shares * belief.works[owners][:, free]
+            logs = belief.ensemble.marginal_draws(free, normals)
+            shares = Values(logs, self._objective, self._columns(free)).shares * belief.works(len(normals), free)
             promise = (shares**3).mean(0)  # what it may be counts for more than what it is on average
             free = free[np.sort(np.argpartition(-promise, count)[:count])]
         pending = [p for p in dict.fromkeys(history.pending) if p not in contenders]

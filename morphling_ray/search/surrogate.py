@@ -8,6 +8,7 @@ A prior that does not fit loses its weight within a few observations, for the me
 guard one of the two is not enough, since a wrong feasibility keeps a search away from the optimum just as well.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,13 +16,14 @@ import numpy.typing as npt
 
 from morphling_ray.meta.encoding import Encoding
 from morphling_ray.meta.ensemble import Ensemble, Hypothesis
-from morphling_ray.meta.feasibility import OPTIMISTIC, log_evidence, p_feasible
+from morphling_ray.meta.feasibility import OPTIMISTIC, Outcomes
 from morphling_ray.meta.gaussian import Observations
 from morphling_ray.meta.plain import LENGTH, plain_hypothesis
 from morphling_ray.meta.prior import Prior
 from morphling_ray.search.history import History
 
 FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 
 _P_PLAIN = 0.03  # that a task has nothing to do with earlier ones, before anything is seen
 
@@ -32,11 +34,26 @@ class Belief:
 
     Attributes:
         ensemble: Of the log-metrics.
-        works: Probability by hypothesis that each point works, shape `(H, n)`.
+        before: Probability that each point works before any outcome, by hypothesis, shape `(n,)` each.
+        outcomes: What is known of that, by hypothesis.
     """
 
     ensemble: Ensemble
-    works: FloatArray
+    before: Sequence[FloatArray]
+    outcomes: Sequence[Outcomes]
+
+    def works(self, count: int, points: IntArray) -> FloatArray:
+        """Probability that each of k points works in each of `count` draws of the ensemble, shape `(count, k)`."""
+        owners, which = self.ensemble.picks(count)
+        out = np.empty((count, len(points)))
+        for h in np.unique(owners):
+            mine, known, says = owners == h, self.outcomes[h], self.ensemble.conditioned[h].hypothesis.works
+            if says is None:
+                out[mine] = known.probability(self.before[h][points], self.before[h][known.points], points)
+            else:
+                used, back = np.unique(which[mine], return_inverse=True)
+                out[mine] = known.probability(says(used, points), says(used, known.points), points)[back]
+        return out
 
 
 class Surrogate:
@@ -94,24 +111,22 @@ class Surrogate:
             hypotheses.append(self._plain_hypothesis(obs))
         if not hypotheses:
             return None
-        points, works = self._history.outcomes
-        chance, evidence = {}, {}
-        for name in {h.name for h in hypotheses}:
-            before, place = self._outlook[name]
-            key = id(place)  # hypotheses of one prior share their outlook
-            if key not in chance:
-                chance[key] = p_feasible(before, place, points, works)
-                evidence[key] = log_evidence(before, place, points, works) if len(hypotheses) > 1 else 0.0
-        keys = [id(self._outlook[h.name][1]) for h in hypotheses]
-        ensemble = Ensemble(hypotheses, obs, np.array([evidence[key] for key in keys]))
-        return Belief(ensemble, np.stack([chance[key] for key in keys]))
+        known = {id(place): Outcomes(place, *self._history.outcomes) for _, place in self._outlook.values()}
+        outcomes = [known[id(self._outlook[h.name][1])] for h in hypotheses]  # those of one prior share their places
+        before = [self._outlook[h.name][0] for h in hypotheses]
+        evidence = [
+            o.log_evidence(p[o.points] if h.works is None else h.works(np.arange(h.templates.count), o.points))
+            for h, p, o in zip(hypotheses, before, outcomes)
+        ]
+        return Belief(Ensemble(hypotheses, obs, evidence), before, outcomes)
 
     def works(self) -> FloatArray:
         """Probability that each point works, by the first hypothesis, shape `(n,)`."""
         if self._size < len(self._history.points):
             self._rebuild()
         before, place = self._outlook[self._given[0].name if self._given else "plain"]
-        return p_feasible(before, place, *self._history.outcomes)
+        known = Outcomes(place, *self._history.outcomes)
+        return known.probability(before, before[known.points], np.arange(len(before)))
 
     def _plain_hypothesis(self, obs: Observations) -> Hypothesis:
         """The plain hypothesis, estimated once after each measurement."""

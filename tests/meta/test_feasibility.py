@@ -1,10 +1,32 @@
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
-from morphling_ray.meta.feasibility import log_evidence, p_feasible
+from morphling_ray.meta.feasibility import Outcomes
 
 PLACE = np.linspace(0, 3, 31)[:, None]
 BEFORE = np.linspace(0.9, 0.6, 31)
+
+
+def p_feasible(before: np.ndarray, place: np.ndarray, points: Sequence[int], works: Sequence[bool]) -> np.ndarray:
+    return Outcomes(place, points, works).probability(before, before[list(points)], np.arange(len(before)))
+
+
+def log_evidence(before: np.ndarray, place: np.ndarray, points: Sequence[int], works: Sequence[bool]) -> float:
+    return float(Outcomes(place, points, works).log_evidence(before[list(points)]))
+
+
+def test_several_beliefs_at_once_are_each_by_itself() -> None:
+    """Fails if what is believed before is mixed up between hypotheses."""
+    before = np.stack([BEFORE, BEFORE[::-1] / 2])
+    known = Outcomes(PLACE, [3, 9], [True, False])
+    at = np.array([4, 20, 30])
+    found = known.probability(before[:, at], before[:, [3, 9]], at)
+    for each, got in zip(before, found):
+        np.testing.assert_allclose(p_feasible(each, PLACE, [3, 9], [True, False])[at], got)
+    scores = known.log_evidence(before[:, [3, 9]])
+    assert scores == pytest.approx([log_evidence(each, PLACE, [3, 9], [True, False]) for each in before])
 
 
 def test_without_outcomes_earlier_tasks_are_believed() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from morphling_ray.meta.ensemble import Conditioned, Ensemble, Hypothesis, log_evidence
+from morphling_ray.meta.ensemble import Conditioned, Ensemble, Hypothesis, Mixtures, log_evidence
 from morphling_ray.meta.gaussian import NOTHING, Covariance, Observations, cholesky, matern52
 from morphling_ray.meta.plain import estimate, plain_hypothesis
 
@@ -29,7 +29,7 @@ def covariance() -> Covariance:
 def hypothesis(name: str = "h", weights: np.ndarray | None = None, *, levels: bool = True, seed: int = 1) -> Hypothesis:
     surfaces = np.random.default_rng(seed).normal(size=(TASKS, N, METRICS))
     weights = np.array([[0.2, 0.5, 0.3]]) if weights is None else weights
-    return Hypothesis(name, 0.0, surfaces, weights, covariance(), levels)
+    return Hypothesis(name, 0.0, Mixtures(surfaces, weights), covariance(), levels)
 
 
 def full_covariance(c: Covariance) -> np.ndarray:
@@ -53,7 +53,8 @@ def full_covariance(c: Covariance) -> np.ndarray:
 
 def closed_form(h: Hypothesis) -> tuple[np.ndarray, np.ndarray, float]:
     """Posterior mean and covariance after OBS, and the log density of OBS, for a hypothesis of one template."""
-    mean = np.einsum("t,tnm->nm", h.weights[0], h.surfaces).reshape(-1)
+    assert isinstance(h.templates, Mixtures)
+    mean = np.einsum("t,tnm->nm", h.templates.weights[0], h.templates.surfaces).reshape(-1)
     k, at = full_covariance(h.covariance), OBS.point * METRICS + OBS.metric
     inverse = np.linalg.inv(k[np.ix_(at, at)] + np.diag(OBS.variance))
     gap = OBS.value - mean[at]
@@ -78,7 +79,7 @@ def test_hypotheses_are_weighed_by_what_they_foretold() -> None:
     """Fails if templates, log priors or outcomes do not enter the weights as Bayes' rule has it."""
     weights = np.array([[1.0, 0.0, 0.0], [0.0, 0.5, 0.5]])
     two, other = hypothesis("two", weights), hypothesis("other", seed=2)
-    outcomes = np.array([0.0, -0.5])
+    outcomes = [0.0, -0.5]
     each = [closed_form(hypothesis(weights=row[None]))[2] for row in weights]
     expected = np.exp([each[0] - np.log(2), each[1] - np.log(2), closed_form(other)[2] - 0.5])
     ensemble = Ensemble([two, other], OBS, outcomes)
@@ -91,27 +92,28 @@ def test_hypotheses_are_weighed_by_what_they_foretold() -> None:
 def test_a_free_level_is_neither_for_nor_against() -> None:
     """Fails if a hypothesis whose level means nothing is punished for having none."""
     first = Observations(OBS.point[:2], OBS.metric[:2], OBS.value[:2], OBS.variance[:2])
-    ensemble = Ensemble([hypothesis("a"), hypothesis("b", levels=False, seed=2)], first, np.zeros(2))
+    ensemble = Ensemble([hypothesis("a"), hypothesis("b", levels=False, seed=2)], first, [0.0, 0.0])
     np.testing.assert_allclose(ensemble.weights, 0.5)
 
 
 def test_draws_have_the_moments_of_the_mixture() -> None:
     """Fails if a factor is transposed, a template is left out, or marginal and joint draws disagree."""
     mean, posterior, _ = closed_form(hypothesis())
-    ensemble, points = Ensemble([hypothesis()], OBS, np.zeros(1)), np.array([1, 4, 5])
+    ensemble, points = Ensemble([hypothesis()], OBS, [0.0]), np.array([1, 4, 5])
     rows = (METRICS * points[:, None] + np.arange(METRICS)).reshape(-1)
     rng = np.random.default_rng(0)
-    joint, _ = ensemble.joint_draws(points, rng.standard_normal((40_000, len(rows))))
+    joint = ensemble.joint_draws(points, rng.standard_normal((40_000, len(rows))))
     flat = joint.reshape(len(joint), -1)
     np.testing.assert_allclose(flat.mean(0), mean[rows], atol=0.05)
     np.testing.assert_allclose(np.cov(flat.T), posterior[np.ix_(rows, rows)], atol=0.15)
-    single, _ = ensemble.marginal_draws(points, rng.standard_normal((40_000, METRICS)))
+    single = ensemble.marginal_draws(points, rng.standard_normal((40_000, METRICS)))
     for i in range(len(points)):
         own = rows[METRICS * i : METRICS * (i + 1)]
         np.testing.assert_allclose(np.cov(single[:, i].T), posterior[np.ix_(own, own)], atol=0.15)
     weights = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    mixed = Ensemble([hypothesis("two", weights)], NOTHING, np.zeros(1))
-    np.testing.assert_allclose(mixed.mean(points), hypothesis().surfaces[:2].mean(0)[points], atol=1e-9)
+    mixed = Ensemble([hypothesis("two", weights)], NOTHING, [0.0])
+    mixed_surfaces = np.random.default_rng(1).normal(size=(TASKS, N, METRICS))
+    np.testing.assert_allclose(mixed.mean(points), mixed_surfaces[:2].mean(0)[points], atol=1e-9)
 
 
 def test_matern_against_its_definition() -> None:
@@ -145,5 +147,5 @@ def test_plain_hypothesis_follows_its_data_in_any_unit() -> None:
     for level in (-30.0, 0.0, 30.0):
         obs = Observations(rows, np.zeros(5, np.int64), level + z[rows, 0], np.full(5, 1e-4))
         plain = plain_hypothesis(z, np.array([0]), obs, 1)
-        mean = Ensemble([plain], obs, np.zeros(1)).mean(np.arange(9))
+        mean = Ensemble([plain], obs, [0.0]).mean(np.arange(9))
         np.testing.assert_allclose(mean[:, 0], level + z[:, 0], atol=0.05)

@@ -32,9 +32,10 @@ def seen(rows: list[int], values: np.ndarray, metric: int = 0, sd: float = 0.01)
 
 def posterior(hypotheses: Sequence[Hypothesis], obs: Observations = NOTHING, draws: int = 512) -> np.ndarray:
     """Marginal draws of all points, shape `(S, n, M)`."""
-    ensemble = Ensemble(hypotheses, obs, np.zeros(len(hypotheses)))
-    n, metrics = hypotheses[0].surfaces.shape[1:]
-    return ensemble.marginal_draws(np.arange(n), np.random.default_rng(0).standard_normal((draws, metrics)))[0]
+    ensemble = Ensemble(hypotheses, obs, [0.0] * len(hypotheses))
+    covariance = hypotheses[0].covariance
+    n, metrics = covariance.inputs[0].shape[0], len(covariance.inputs)
+    return ensemble.marginal_draws(np.arange(n), np.random.default_rng(0).standard_normal((draws, metrics)))
 
 
 def test_predicts_a_new_task_from_six_rows() -> None:

@@ -71,7 +71,7 @@ def log_rps(surrogate: Surrogate) -> FloatArray:
     belief = surrogate.belief()
     assert belief is not None
     normals = np.random.default_rng(0).standard_normal((512, 2))
-    return belief.ensemble.marginal_draws(np.arange(len(SPACE)), normals)[0][:, :, 0]
+    return belief.ensemble.marginal_draws(np.arange(len(SPACE)), normals)[:, :, 0]
 
 
 def test_gains_are_shares_of_each_draws_best() -> None:

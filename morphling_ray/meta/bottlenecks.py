@@ -1,0 +1,328 @@
+"""Surfaces as the work of several bottlenecks, the same for all tasks; tasks differ in how much they need of each.
+
+A request takes its time at each of K resources, and what it takes there is a product: what the task needs, times an
+effect for each knob's value. A rate is one over their sum, or over the largest where they work at the same time:
+
+    log y_t(x) = +- log(sum_k exp(p u_tk(x))) / p,      u_tk(x) = need_tk + sum_i effect_ki(x_i)
+
+with + for a latency and - for a rate, p = 1 for a sum and p = 4 for about the largest. So turning points lie elsewhere
+for each task although the effects are common, which neither a mean of earlier surfaces nor a mixture of two can say.
+Whether a configuration works is told alike: it does as long as the largest of several such products stays below 1.
+
+z       encoded configurations, shape (n, d);  h  hat functions of z, shape (n, P)
+effects of the bottlenecks, shape (K, P);  needs  of tasks, shape (T, K); both in logs
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from morphling_ray.meta.gaussian import Observations
+
+if TYPE_CHECKING:
+    import torch
+
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.int64]
+
+BOTTLENECKS = 4
+ENOUGH = 3  # tasks from which needs can be told from effects
+_POWERS = (-1.0, -4.0, 1.0, 4.0)  # -p for a rate
+_RESTARTS = 3  # of the fit, for each power
+_STEPS, _RATE = 600, 0.15  # of Adam
+_ROWS = 100  # of each task, at most
+_EFFECTS_SD = 2.0  # of the prior of effects, in logs
+_WALL_POWER = 4.0
+_SURE = 6.0  # logits
+_NOISE_SD = 0.1  # what the fit may miss a value by, in logs
+_NEAR, _FAR = 0.05, 0.7  # how far it strays from there, as a share of how tasks differ
+
+
+class Hats:
+    """Piecewise linear functions of each column, which go on straight beyond the last knots.
+
+    Args:
+        centres: Encoded configurations that were learned from, shape `(U, d)`; their values are the knots.
+    """
+
+    def __init__(self, centres: FloatArray) -> None:
+        self._knots = [np.unique(column) for column in centres.T]
+        self.count = sum(map(len, self._knots))
+        """P."""
+
+    def __call__(self, z: FloatArray) -> FloatArray:
+        """h, shape `(n, P)`."""
+        parts = []
+        for column, knots in zip(z.T, self._knots):
+            out = np.zeros((len(z), len(knots)))
+            if len(knots) == 1:
+                out[:] = 1.0
+            else:
+                left = np.clip(np.searchsorted(knots, column, side="right") - 1, 0, len(knots) - 2)
+                share = (column - knots[left]) / (knots[left + 1] - knots[left])
+                rows = np.arange(len(z))
+                out[rows, left], out[rows, left + 1] = 1.0 - share, share
+            parts.append(out)
+        return np.hstack([np.empty((len(z), 0)), *parts])
+
+
+@dataclass(frozen=True, eq=False)
+class Bottlenecks:
+    """What was learned, for M metrics.
+
+    Attributes:
+        effects: Shape `(M, K, P)`.
+        needs: Of the earlier tasks, shape `(M, T, K)`; the mean of the others where a task lacks the metric.
+        power: p, negative for a rate, shape `(M,)`.
+        misfit: Root mean square of what is missed, in logs, shape `(M,)`.
+        wall_effects: Of what must stay below 1, such as time over what is allowed, or memory over what there is; shape
+            `(K, P)`, or `(0, P)` where nothing ever failed.
+        wall_needs: Of the earlier tasks, shape `(T, K)`.
+    """
+
+    effects: FloatArray
+    needs: FloatArray
+    power: FloatArray
+    misfit: FloatArray
+    wall_effects: FloatArray
+    wall_needs: FloatArray
+
+    def of_tasks(self, which: Sequence[int]) -> "Bottlenecks":
+        """The same with the needs of some of the tasks only."""
+        return replace(self, needs=self.needs[:, list(which)], wall_needs=self.wall_needs[list(which)])
+
+    def check(self, metrics: int, tasks: int, hats: int) -> None:
+        """Raises ValueError unless all arrays fit together."""
+        k = self.needs.shape[-1]
+        shapes = {"effects": (metrics, k, hats), "needs": (metrics, tasks, k)}
+        shapes |= {"power": (metrics,), "misfit": (metrics,)}
+        walls = self.wall_needs.shape[-1]
+        shapes |= {"wall_effects": (walls, hats), "wall_needs": (tasks, walls)}
+        for name, shape in shapes.items():
+            values = getattr(self, name)
+            if values.shape != shape or not np.isfinite(values).all():
+                raise ValueError(f"{name} of the bottlenecks must be finite and of shape {shape}, got {values.shape}")
+        if not (k and (self.power != 0).all() and (self.misfit >= 0).all()):
+            raise ValueError("there must be a bottleneck, with a power and a misfit")
+
+    def drawn(self, weights: FloatArray, hats: FloatArray, which: Sequence[int]) -> "Drawn":
+        """Tasks that there might be, always the same ones.
+
+        Args:
+            weights: Of the earlier tasks in each draw, shape `(J, T)`; it strays from their mean as tasks differ.
+            hats: h of n candidates, shape `(n, P)`.
+            which: Metrics.
+        """
+        rng = np.random.default_rng(0)
+        stray = np.exp(rng.uniform(np.log(_NEAR), np.log(_FAR), (len(weights), 1)))
+
+        def strayed(needs: FloatArray) -> FloatArray:  # (T, K) to (J, K)
+            means = weights @ needs
+            return np.asarray(means + stray * needs.std(0) * rng.standard_normal(means.shape))
+
+        return Drawn(
+            needs=np.stack([strayed(needs) for needs in self.needs], 1)[:, list(which)],
+            times=np.einsum("np,mkp->mnk", hats, self.effects[list(which)]),
+            power=self.power[list(which)],
+            wall_needs=strayed(self.wall_needs),
+            wall_times=hats @ self.wall_effects.T,
+        )
+
+
+def log_metric(times: FloatArray, power: float | FloatArray) -> FloatArray:
+    """The log-metric of logs of the times at each bottleneck, shape `(..., K)` to `(...)`; powers fit the result."""
+    scaled = np.abs(power)[..., None] * times
+    most = scaled.max(-1)
+    total = most + np.log(np.exp(scaled - most[..., None]).sum(-1))
+    return np.asarray(total / power)
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Surfaces of tasks that there might be, computed where they are asked for. See `ensemble.Templates`.
+
+    Attributes:
+        needs: Of each task and metric, shape `(J, M, K)`.
+        times: Effects of n candidates, shape `(M, n, K)`.
+        power: Of each metric, shape `(M,)`.
+        wall_needs: Of each task, shape `(J, K)`.
+        wall_times: Effects on what must stay below 1, of n candidates, shape `(n, K)`.
+    """
+
+    needs: FloatArray
+    times: FloatArray
+    power: FloatArray
+    wall_needs: FloatArray
+    wall_times: FloatArray
+
+    @property
+    def count(self) -> int:
+        """J."""
+        return len(self.needs)
+
+    def at(self, which: IntArray, points: IntArray) -> FloatArray:
+        """Log-metrics of some tasks at k points, shape `(len(which), k M)`, metrics varying fastest."""
+        out = np.empty((len(which), len(points), len(self.power)))
+        for m, power in enumerate(self.power):
+            out[:, :, m] = log_metric(self.needs[which, m][:, None] + self.times[m, points], power)
+        return out.reshape(len(which), -1)
+
+    def observed(self, obs: Observations) -> FloatArray:
+        """Log-metrics of all tasks where something was observed, shape `(J, N)`."""
+        return log_metric(self.needs[:, obs.metric] + self.times[obs.metric, obs.point], self.power[obs.metric])
+
+    def works(self, which: IntArray, points: IntArray) -> FloatArray:
+        """Probability that k points work under some tasks, shape `(len(which), k)`."""
+        height = log_metric(self.wall_needs[which][:, None] + self.wall_times[points], _WALL_POWER)
+        return np.asarray(1.0 / (1.0 + np.exp(np.clip(height, -_SURE, _SURE))))
+
+
+def fit(
+    z: Sequence[FloatArray],
+    logs: Sequence[FloatArray],
+    works: Sequence[BoolArray],
+    centres: FloatArray,
+    rng: np.random.Generator,
+) -> Bottlenecks:
+    """Finds effects and needs, each metric by itself, with the power that fits best.
+
+    Args:
+        z: By task, encoded configurations, shape `(n_t, d)`.
+        logs: By task, log-metrics, shape `(M, n_t)`; NaN where missing.
+        works: By task, which configurations work, shape `(n_t,)`.
+        centres: See `Hats`.
+        rng: Draws rows and where the fit begins.
+    """
+    hats = Hats(centres)
+    found = [_fit_metric(_drawn_rows(z, [y[m] for y in logs], hats, rng), rng) for m in range(len(logs[0]))]
+    failing = [None if w.all() else w for w in works]
+    walls = np.zeros((0, hats.count)), np.zeros((len(z), 0))
+    if any(w is not None and w.any() for w in failing):
+        walls = _fit_walls(_drawn_rows(z, [np.where(w, -1.0, 1.0) for w in works], hats, rng), rng)
+    return Bottlenecks(
+        effects=np.array([f[0] for f in found]),
+        needs=np.array([f[1] for f in found]),
+        power=np.array([f[2] for f in found]),
+        misfit=np.array([f[3] for f in found]),
+        wall_effects=walls[0],
+        wall_needs=walls[1],
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Some rows of every task: their task, hat functions (N, P), values (N,), weights that add to 1; T."""
+
+    owner: IntArray
+    hats: FloatArray
+    values: FloatArray
+    weight: FloatArray
+    tasks: int
+
+    @property
+    def taught(self) -> BoolArray:
+        """Which tasks have rows, shape `(T,)`."""
+        return np.isin(np.arange(self.tasks), self.owner)
+
+
+def _drawn_rows(z: Sequence[FloatArray], values: Sequence[FloatArray], hats: Hats, rng: np.random.Generator) -> _Rows:
+    rows = [rng.permutation(np.flatnonzero(np.isfinite(y)))[:_ROWS] for y in values]
+    counts = np.array(list(map(len, rows)))
+    owner = np.repeat(np.arange(len(z)), counts)
+    return _Rows(
+        owner=owner,
+        hats=np.vstack([hats(points[r]) for points, r in zip(z, rows)]),
+        values=np.concatenate([y[r] for y, r in zip(values, rows)]),
+        weight=1.0 / counts[owner] / np.count_nonzero(counts),
+        tasks=len(z),
+    )
+
+
+def _fit_metric(rows: _Rows, rng: np.random.Generator) -> tuple[FloatArray, FloatArray, float, float]:
+    """Effects, needs, power and misfit of one metric."""
+    import torch
+
+    power = np.repeat(_POWERS, _RESTARTS)  # (B,)
+    level = np.bincount(rows.owner, rows.values, rows.tasks) / np.maximum(
+        np.bincount(rows.owner, minlength=rows.tasks), 1
+    )
+    y, weight = torch.as_tensor(rows.values), torch.as_tensor(rows.weight)
+    sign = torch.as_tensor(np.sign(power))[:, None]
+
+    def squares(told: "torch.Tensor") -> "torch.Tensor":
+        return (weight * (sign * told - y) ** 2).sum(1)
+
+    def surprise(told: "torch.Tensor") -> "torch.Tensor":
+        return squares(told) / (2 * _NOISE_SD**2)
+
+    effects, needs, losses = _descend(rows, power, np.sign(power)[:, None] * level, surprise, rng)
+    best = int(losses.argmin())
+    return effects[best], needs[best], float(power[best]), float(_NOISE_SD * np.sqrt(2 * losses[best]))
+
+
+def _fit_walls(rows: _Rows, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
+    """Effects and needs of what must stay below 0 for a configuration to work."""
+    import torch
+
+    side, weight = torch.as_tensor(rows.values), torch.as_tensor(rows.weight)
+
+    def surprise(told: "torch.Tensor") -> "torch.Tensor":
+        return (weight * torch.nn.functional.softplus(-side * told)).sum(1)
+
+    power = np.full(_RESTARTS, _WALL_POWER)
+    effects, needs, losses = _descend(rows, power, np.full((_RESTARTS, rows.tasks), -1.0), surprise, rng)
+    best = int(losses.argmin())
+    return effects[best], needs[best]
+
+
+def _descend(
+    rows: _Rows,
+    power: FloatArray,
+    level: FloatArray,
+    surprise: "Callable[[torch.Tensor], torch.Tensor]",
+    rng: np.random.Generator,
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Fits from B starts at once.
+
+    Args:
+        rows: What is fitted.
+        power: p of each start, shape `(B,)`; its sign does not matter.
+        level: Where needs begin, shape `(B, T)`.
+        surprise: What is minimised, a mean over rows, of the log of all times together, shape `(B, N)` to `(B,)`.
+        rng: Draws the starts.
+
+    Returns:
+        Effects `(B, K, P)`, needs `(B, T, K)`, and the surprise, shape `(B,)`.
+    """
+    import torch
+
+    h, owner = torch.as_tensor(rows.hats), torch.as_tensor(rows.owner)
+    p = torch.as_tensor(np.abs(power))[:, None]
+    starts, k = len(power), BOTTLENECKS
+    begin = level[:, :, None] + 0.5 * rng.standard_normal((starts, rows.tasks, k))
+    needs = torch.tensor(begin, requires_grad=True)
+    effects = torch.tensor(0.5 * rng.standard_normal((starts, k, rows.hats.shape[1])), requires_grad=True)
+    optimiser = torch.optim.Adam([needs, effects], lr=_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, _STEPS)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as for smoothness: the matrices are small
+    try:
+        for step in range(_STEPS + 1):
+            times = needs[:, owner] + torch.einsum("np,bkp->bnk", h, effects)
+            loss = surprise(torch.logsumexp(p[..., None] * times, 2) / p)
+            if step == _STEPS:
+                break
+            ridge = (effects**2).sum((1, 2)) / (2 * _EFFECTS_SD**2) / len(owner)
+            optimiser.zero_grad()
+            (loss + ridge).sum().backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+    finally:
+        torch.set_num_threads(threads)
+    out = needs.detach().numpy().copy()
+    out[:, ~rows.taught] = out[:, rows.taught].mean(1, keepdims=True)
+    return effects.detach().numpy(), out, loss.detach().numpy()
