@@ -8,7 +8,7 @@ SOURCES := morphling_ray tests $(patsubst %/,%,$(sort $(dir $(wildcard experimen
 # Every path below is relative, so that a checkout in a folder with spaces works. The stamps are made last: an install
 # that was cut short is done again.
 .DELETE_ON_ERROR:
-.PHONY: help tune test lint compare surfaces prior clean
+.PHONY: help tune test lint compare surfaces paper prior clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
@@ -29,6 +29,9 @@ compare: $(VENV)/installed-dev  ## Compare searchers on recorded surfaces; ARGS=
 
 surfaces: $(VENV)/installed  ## Record the surfaces that come with the project again (some hours on a quiet machine)
 	@$(BIN)/python -m experiments.record_surfaces
+
+paper: $(VENV)/installed-dev  ## The Morphling paper's figures, ours beside theirs; ARGS="6b --searchers maml,random" for a part
+	@$(BIN)/python -m experiments.paper $(ARGS)
 
 prior: $(VENV)/installed  ## Train the bundled prior again, on the recorded surfaces of the zoo
 	@$(BIN)/python -m morphling_ray.train --surfaces experiments/surfaces/zoo --out morphling_ray/data/prior.npz

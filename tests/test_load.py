@@ -228,6 +228,13 @@ async def test_capacity_of_a_known_server() -> None:
     assert np.median(record.latency_s) == pytest.approx(4 * 0.005, rel=0.3)  # Little's law
 
 
+async def test_capacity_of_a_server_slower_than_the_window() -> None:
+    """Fails if a closed loop ends before anything was answered: the capacity is then said to be 0."""
+    record = await driver(OneAtATime(0.3)).saturate(in_flight=2, window_s=0.1, slo=SLO)
+    assert record.achieved_rps == pytest.approx(1 / 0.3, rel=0.15)
+    assert len(record.latency_s) >= 4
+
+
 async def test_a_rate_that_the_server_can_take_is_met() -> None:
     """Fails if latency is not measured, or if the rate is not offered."""
     probe = await offer(OneAtATime(0.002), rate_rps=150.0, window_s=1.0, seed=3)

@@ -8,7 +8,8 @@ import pytest
 
 from experiments.paper import beyond, charts, published, studies
 from experiments.paper.__main__ import NEEDS, main
-from experiments.paper.studies import SERVICES, TRAINING, Line
+from experiments.paper.studies import TRAINING, Line
+from experiments.simulator.spaces import SERVICES
 from experiments.zoo.catalogue import PAPER
 
 LINE = Line(

@@ -1,11 +1,12 @@
 """What all runs of one results file have in common."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from experiments.comparison.datasets import Dataset
 from morphling_ray.errors import InputError
+from morphling_ray.meta.maml import MamlSettings
 from morphling_ray.space import Knob, Value
 from morphling_ray.surface import SurfaceSet
 
@@ -28,6 +29,7 @@ class Settings:
         drop_knob: A knob that the training tasks do not have.
         until_best: Whether a search ends once it has measured the best configuration there is: without noise it cannot
             be lost again.
+        maml: Settings of `maml`, where not its defaults.
 
     Raises:
         InputError: A number that makes no sense.
@@ -45,6 +47,7 @@ class Settings:
     drop_values: tuple[tuple[str, tuple[str, ...]], ...] = ()
     drop_knob: str | None = None
     until_best: bool = False
+    maml: MamlSettings | None = None
 
     def __post_init__(self) -> None:
         if self.budget < 1:
@@ -72,6 +75,7 @@ class Settings:
             "free_knobs": list(self.free_knobs),
             **({"train_on": list(self.train_on)} if self.train_on else {}),
             **({"until_best": True} if self.until_best else {}),
+            **({"maml": asdict(self.maml)} if self.maml is not None else {}),
             **({"train_cells": self.train_cells} if self.train_cells is not None else {}),
             "learn_from": None if source is None else {"name": source.name, "data": source.data},
             "shuffle_prior": self.shuffle_prior,

@@ -24,6 +24,8 @@ from experiments.comparison.protocol import Problem, search
 from experiments.comparison.results import Run
 from experiments.comparison.settings import Settings
 from experiments.comparison.training import learning_objective, training_names, training_tasks
+from morphling_ray.meta.tasks import TrainingTask
+from morphling_ray.objective import Objective
 from morphling_ray.search import SEARCHERS
 
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -154,8 +156,17 @@ def _learned(
         return None, 0.0
     tasks = training_tasks(settings, dataset, names, seed)
     began = time.perf_counter()
-    learned = method.learned(tasks, learning_objective(dataset, objective), seed)
+    learned = learn(settings, searcher, tasks, learning_objective(dataset, objective), seed)
     return learned, time.perf_counter() - began
+
+
+def learn(settings: Settings, searcher: str, tasks: Sequence[TrainingTask], objective: Objective, seed: int) -> Any:
+    """What a searcher takes from tasks."""
+    if searcher == "maml" and settings.maml is not None and tasks:
+        from morphling_ray.meta import maml
+
+        return maml.learn(tasks, objective, seed, settings.maml)
+    return SEARCHERS[searcher].learned(tasks, objective, seed)
 
 
 @cache

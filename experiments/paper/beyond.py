@@ -10,23 +10,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from experiments.choose_maml import qualities_of
 from experiments.comparison.datasets import Dataset
 from experiments.comparison.planning import Unit, plan
 from experiments.comparison.settings import Settings
 from experiments.comparison.statistics import NEAR, Reach, samples_to
 from experiments.comparison.table import count_text
 from experiments.comparison.work import code, run_all
-from experiments.paper.studies import TRAINING
+from experiments.paper.studies import MAML, TRAINING
 from experiments.zoo.catalogue import PAPER
-from morphling_ray.meta.maml import MamlSettings
 
 BUDGET, NOISE = 30, 0.03
-OURS, BOTH = ("morphling",), ("morphling", "maml")
+BOTH, ALONE = ("morphling", "maml"), ("maml",)
 TEN = TRAINING["ec2-simulated"]
 IMAGES = tuple(name for name in TEN if PAPER[name].kind == "image")
 TEXTS = tuple(name for name in TEN if PAPER[name].kind == "text")
-USUAL = Settings(budget=BUDGET, noise=NOISE, train_on=TEN)
+USUAL = Settings(budget=BUDGET, noise=NOISE, train_on=TEN, maml=MAML)
 TRIAL_MINUTES = 12.5
 """Of the paper's trials (10 to 15 minutes): what learning and searching are weighed in."""
 
@@ -40,7 +38,6 @@ class Case:
         value: To what.
         settings: With that.
         searchers: Each.
-        maml: Settings of `maml`, if these are what is changed; then it alone is run.
         kind: Only test models of this kind are searched; empty for all.
     """
 
@@ -48,14 +45,12 @@ class Case:
     value: str
     settings: Settings
     searchers: Sequence[str] = BOTH
-    maml: MamlSettings | None = None
     kind: str = ""
 
 
 def cases() -> list[Case]:
     """All lines. The number of training models is drawn anew for each test model and seed, from other families."""
-    others = Settings(budget=BUDGET, noise=NOISE)
-    usual = MamlSettings()
+    others = Settings(budget=BUDGET, noise=NOISE, maml=MAML)
     out = [Case(study="as in the paper", value="10 training models", settings=USUAL, searchers=(*BOTH, "gp"))]
     out += [
         Case(study="training models, other families", value=str(n), settings=replace(others, train_tasks=n))
@@ -78,10 +73,11 @@ def cases() -> list[Case]:
     for learned, names, kind in (("images", IMAGES, "text"), ("texts", TEXTS, "image")):
         settings = replace(USUAL, train_on=names)
         out.append(Case(study="learned and searched", value=f"{learned}, {kind}s", settings=settings, kind=kind))
-    out += [Case(study="maml: K", value=str(k), settings=USUAL, maml=replace(usual, shots=k)) for k in (5, 10, 36, 100)]
+    tried = [("K", str(k), replace(MAML, shots=k)) for k in (5, 10, 36, 100)]
+    tried += [("delta", f"{d:g}", replace(MAML, delta=d)) for d in (0.0, 0.3, 1.0, 3.0)]
     out += [
-        Case(study="maml: delta", value=f"{d:g}", settings=USUAL, maml=replace(usual, delta=d))
-        for d in (0.0, 0.3, 1.0, 3.0)
+        Case(study=f"maml: {name}", value=value, settings=replace(USUAL, maml=maml), searchers=ALONE)
+        for name, value, maml in tried
     ]
     return out
 
@@ -101,7 +97,7 @@ def run(dataset: Dataset, path: Path, processes: int, *, models: int | None = No
         if only not in case.study:
             continue
         done = {(line["study"], line["value"], line["searcher"]) for line in read(path) if line["data"] == dataset.data}
-        searchers = [s for s in (("maml",) if case.maml else case.searchers) if (case.study, case.value, s) not in done]
+        searchers = [s for s in case.searchers if (case.study, case.value, s) not in done]
         if not searchers:
             continue
         units = plan(case.settings, [dataset], ["objective1"], searchers, seeds=1, subset=models).units
@@ -120,11 +116,6 @@ def run(dataset: Dataset, path: Path, processes: int, *, models: int | None = No
 def _searched(case: Case, units: Sequence[Unit], processes: int) -> tuple[dict[str, list[int]], bool]:
     """Samples to within 5 % by each searcher, and whether all went well."""
     counts: dict[str, list[int]] = {}
-    if case.maml is not None:
-        for unit in units:
-            curves = qualities_of(case.settings, case.maml, unit)
-            counts.setdefault(unit.searcher, []).extend(samples_to(curve, NEAR) for curve in curves)
-        return counts, True
     well = True
     for outcome in run_all(case.settings, units, processes):
         if outcome.error:

@@ -11,7 +11,8 @@ from experiments.comparison.datasets import Dataset
 from experiments.comparison.figures import BAD, GOOD, INK, MUTED, sheet, style
 from experiments.comparison.settings import Settings
 from experiments.comparison.training import learning_objective, training_tasks
-from experiments.paper.studies import TRAINING, Line
+from experiments.comparison.work import learn
+from experiments.paper.studies import MAML, TRAINING, Line
 from morphling_ray.evaluate.replay import ReplayEvaluator
 from morphling_ray.search import SEARCHERS
 from morphling_ray.space import Configuration
@@ -118,14 +119,7 @@ def _planes(dataset: Dataset, searchers: Sequence[str], moments: Sequence[int], 
     shown = [("what is there", _share(truth[cells]))]
     for searcher in searchers:
         for moment, belief in zip(moments, _beliefs(dataset, surface, searcher, moments)):
-            after = (
-                f"after {CORNERS} + {moment - CORNERS}"
-                if moment > CORNERS
-                else f"after {moment}"
-                if moment
-                else "at first"
-            )
-            shown.append((f"{searcher}, {after}", _share(belief[cells])))
+            shown.append((f"{searcher}, {_when(moment)}", _share(belief[cells])))
     columns = 4
     rows = -(-len(shown) // columns)
     with style():
@@ -150,15 +144,14 @@ def _planes(dataset: Dataset, searchers: Sequence[str], moments: Sequence[int], 
 def _beliefs(dataset: Dataset, surface: Surface, searcher: str, moments: Sequence[int]) -> list[FloatArray]:
     """What a searcher expects of every configuration by objective #3 after 8 corners on a T4 and its own choices."""
     names = TRAINING[dataset.name]
-    method, settings = SEARCHERS[searcher], Settings(noise=0.0, train_on=names)
+    settings = Settings(noise=0.0, train_on=names, maml=MAML)
     objective = dataset.surfaces.objective("objective3", surface.task)
-    learned = method.learned(training_tasks(settings, dataset, names, 0), learning_objective(dataset, "objective3"), 0)
-    sampler: Any = method.make(surface.space, objective, seed=0, learned=learned)
+    tasks = training_tasks(settings, dataset, names, 0)
+    learned = learn(settings, searcher, tasks, learning_objective(dataset, "objective3"), 0)
+    sampler: Any = SEARCHERS[searcher].make(surface.space, objective, seed=0, learned=learned)
     evaluator = ReplayEvaluator(surface, objective, noise=0.0, seed=0)
-    out = []
-    for sample in range(max(moments) + 1):
-        if sample in moments:
-            out.append(sampler.predict())
+    out = [sampler.predict()] if 0 in moments else []
+    for sample in range(max(moments)):
         if sample < CORNERS:
             chosen: Configuration = {
                 "cpu_cores": (1, 5)[sample // 4],
@@ -170,7 +163,15 @@ def _beliefs(dataset: Dataset, surface: Surface, searcher: str, moments: Sequenc
         else:
             chosen = sampler.suggest()
         sampler.observe(chosen, evaluator.measure(chosen))
+        if sample + 1 in moments:
+            out.append(sampler.predict())
     return out
+
+
+def _when(moment: int) -> str:
+    if moment > CORNERS:
+        return f"after {CORNERS} + {moment - CORNERS}"
+    return f"after {moment}" if moment else "at first"
 
 
 def _share(plane: FloatArray) -> FloatArray:

@@ -19,17 +19,19 @@ from experiments.comparison.protocol import Problem
 from experiments.comparison.results import Key, Run
 from experiments.comparison.settings import Settings
 from experiments.comparison.work import run_all
-from experiments.simulator.spaces import ec2, production
+from experiments.simulator.spaces import SERVICES, ec2, production
 from experiments.zoo.catalogue import PAPER
+from morphling_ray.meta.maml import MamlSettings
 from morphling_ray.surface import save_surfaces
 
-SERVICES = dict(list(PAPER.items())[:30])
-"""Stand for the 30 services of the paper's production cluster, which nobody has published."""
 TRAINING = {
     "ec2-simulated": tuple(list(PAPER)[2::4]),  # 10 of 42; which ones the paper does not say
-    "production-simulated": tuple(list(SERVICES)[2::6]),  # 5 of 30
+    "production-simulated": SERVICES[2::6],  # 5 of 30
 }
 """Every fourth or sixth model of Table 1's list, so that all kinds are among them; all others are the test models."""
+MAML = MamlSettings()
+"""Chosen by leaving out each family of the ten training models in turn (maml.jsonl beside the searches has all that was
+tried): `python -m experiments.simulator --only` with their names, and `python -m experiments.choose_maml`."""
 QUICK, SLOW, LIBRARY = ("morphling", "maml", "finetune", "gp", "portfolio+gp"), ("ernest", "bo"), ("vizier-transfer",)
 
 
@@ -130,7 +132,7 @@ def spaces(cache: Path) -> dict[str, Dataset]:
     folder = cache / digest.hexdigest()[:12]
     made: Mapping[str, Callable[[], object]] = {
         "ec2-simulated": lambda: ec2(PAPER),
-        "production-simulated": lambda: production(SERVICES),
+        "production-simulated": lambda: production({name: PAPER[name] for name in SERVICES}),
     }
     for name, make in made.items():
         if not (folder / name / "surfaces.yaml").exists():
@@ -161,7 +163,7 @@ def run(study: Study, dataset: Dataset, path: Path, processes: int) -> bool:
     kept = [line for line in read(path) if not _stale(line, study, dataset)]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(_text(line) for line in sorted(kept, key=lambda line: line.key)), encoding="utf-8")
-    settings = Settings(budget=study.budget, noise=0.0, train_on=TRAINING[dataset.name], until_best=True)
+    settings = Settings(budget=study.budget, noise=0.0, train_on=TRAINING[dataset.name], until_best=True, maml=MAML)
     settings.check([dataset])
     todo = plan(settings, [dataset], study.objectives, study.searchers, seeds=study.seeds, subset=study.subset)
     units = missing(todo.units, {line.key for line in kept})

@@ -11,7 +11,7 @@ import torch
 from experiments.simulator.cards import CARDS
 from experiments.simulator.physics import Physics, Pipeline, peak_inputs_per_s
 from experiments.simulator.profile import FloatArray, Profile, profile
-from experiments.zoo.catalogue import Model
+from experiments.zoo.catalogue import PAPER, Model
 from experiments.zoo.counting import example
 from morphling_ray.space import Configuration, Knob, SearchSpace, Value
 from morphling_ray.surface import Surface, SurfaceSet
@@ -46,6 +46,8 @@ PyTorch took 6.4e-5 to start an operator, and 2.6e-5 beside an A100; TensorFlow 
 guess, which decides little."""
 DECODE_S_PER_VALUE, ENCODE_S, REQUEST_S = 1.2e-8, 5e-5, 3e-4
 """Of the usual size, and guessed: nothing has calibrated them."""
+SERVICES = tuple(PAPER)[:30]
+"""Models that stand for the 30 services of the paper's production cluster, which nobody has published."""
 SHORT = 5
 """Tokens of "This is a test!", which the client that the authors published sends to models of language."""
 TAKES_SHORT = ("elmo", "nnlm", "use", "word2vec")

@@ -166,6 +166,8 @@ class OnlineEvaluator:
         warm = stand.ready(attempt)
         if isinstance(warm, str):
             return attempt.measurement(infeasible_because=warm)
+        if warm.achieved_rps <= 0:
+            return self._plain.measure(attempt, 0.0, stand.fill(attempt))
         holds = self._twin is not None and self._twin.attach(configuration, stand.replicas)
         if self._twin is not None and holds and not attempt.confirm:
             if not self._twin.knows(configuration):

@@ -21,6 +21,7 @@ from morphling_ray.space import Configuration
 SATURATE_S = 0.8
 ALONE = 16  # requests without company, which tell what is left of the SLO for waiting
 PROBE_REQUESTS = 300  # a window is long enough for that many, within the bounds below
+LEAST_REQUESTS, LONGEST_WINDOW_S = 20, 30.0  # of a slow server, a window lasts until it has so many, within that
 SEARCH_WINDOW_S = (1.0, 1.5)  # three of them, the capacity and lone requests take 6 s together
 CONFIRM_WINDOW_S = (2.5, 4.0)
 WINDOWS = 3  # that a peak is read off
@@ -80,6 +81,10 @@ class PlainProbes:
             if self.failing(capacity):
                 reason = of_requests(capacity.reason, largest_batch(attempt.configuration, 1))
                 return attempt.measurement(infeasible_because=reason)
+            if capacity.achieved_rps <= 0:
+                return attempt.measurement(
+                    infeasible_because=f"SLO missed at any rate: not {self._slo}, no answer at all"
+                )
             search = self.find_peak(attempt, capacity.achieved_rps)
         if search.peak_rps > 0 and not search.rejected:
             self._ratios.append(search.peak_rps / capacity.achieved_rps)
@@ -124,7 +129,7 @@ class PlainProbes:
     def _in_closed_loop(self, attempt: Attempt, capacity_rps: float) -> PeakSearch:
         """The throughput of as many requests in flight as meet the SLO."""
         shortest, longest = CONFIRM_WINDOW_S if attempt.confirm else SEARCH_WINDOW_S
-        window_s = min(longest, max(shortest, PROBE_REQUESTS / capacity_rps))
+        window_s = _window_s(capacity_rps, shortest, longest)
 
         def probe(in_flight: int) -> Probe:
             attempt.watch.say(f"probing with {in_flight} in flight")
@@ -143,7 +148,7 @@ class PlainProbes:
             watched.before_probe()
         probe = self._crew.probe(
             rate_rps=rate_rps,
-            window_s=min(longest, max(shortest, PROBE_REQUESTS / rate_rps)),
+            window_s=_window_s(rate_rps, shortest, longest),
             seed=attempt.seed + len(attempt.probes),
             settle_after_s=None if attempt.confirm else SETTLE_AFTER_S,
             representative=True,
@@ -188,3 +193,9 @@ class PlainProbes:
     def failing(self, closed: Probe) -> bool:
         """Whether too many requests of a closed loop failed."""
         return closed.errors > self._slo.max_error_rate * closed.requests
+
+
+def _window_s(rate_rps: float, shortest: float, longest: float) -> float:
+    """How long a window at a rate lasts."""
+    usual = min(longest, max(shortest, PROBE_REQUESTS / rate_rps))
+    return max(usual, min(LONGEST_WINDOW_S, LEAST_REQUESTS / rate_rps))

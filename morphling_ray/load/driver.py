@@ -34,6 +34,7 @@ _APART = 1_000_033  # between the seeds of the parts of a window that grows
 ALONE_S, ALONE_AT_LEAST = 0.6, 5  # how long, or how many, requests are sent one by one
 # A window is as long as that many streams at least, and so is what goes before it and what is waited for after it.
 STREAMS, LEARNING, LONGEST_STREAM_S = 2.0, 0.2, 60.0
+SLOPE, LONGEST_LOOP_S = 4, 30.0  # so many ends of requests have a slope; a closed loop waits for them up to that long
 MANY_ERRORS = 20  # end a closed loop, which would otherwise fail as fast as it can
 
 
@@ -106,24 +107,33 @@ class LoadDriver:
         window = Tally(time.perf_counter(), slo)
         row = window.begin(window.start)
         try:
-            patience_s = LONGEST_STREAM_S if self._streaming else DRAIN_S
+            patience_s = LONGEST_STREAM_S if self._streaming else max(DRAIN_S, 2 * slo.latency_s)
             await asyncio.wait_for(self._send(window, row, next(self._payloads)), patience_s)
         except asyncio.TimeoutError:
             return None
         return None if window.errors else window.latency_s[row]
 
     async def saturate(self, *, in_flight: int, window_s: float, slo: Slo) -> Record:
-        """Closed loop: keeps `in_flight` requests going for `window_s`; `achieved_rps` is the capacity."""
+        """Closed loop: keeps `in_flight` requests going for `window_s`; `achieved_rps` is the capacity.
+
+        It goes on until a few requests have ended, however slow they are, up to a bound; 0 if none did.
+        """
         window_s = max(window_s, STREAMS * self._stream_s)
         window = Tally(time.perf_counter(), slo)
-        end = window.start + window_s
+        end, last = window.start + window_s, window.start + max(window_s, LONGEST_LOOP_S)
 
         async def worker() -> None:
-            while (now := time.perf_counter()) < end and window.errors < MANY_ERRORS:
+            while window.errors < MANY_ERRORS:
+                now = time.perf_counter()
+                if now >= (end if len(window.finished_at) >= SLOPE else last):
+                    break
                 await self._send(window, window.begin(now), next(self._payloads))
 
         tasks = [asyncio.ensure_future(worker()) for _ in range(in_flight)]
         await asyncio.wait(tasks, timeout=window_s + 1.0 + self._stream_s)
+        while len(window.finished_at) < SLOPE and time.perf_counter() < last and not all(t.done() for t in tasks):
+            await asyncio.wait(tasks, timeout=CHECK_S, return_when=asyncio.FIRST_COMPLETED)
+            end = max(end, time.perf_counter())
         capacity_rps = _completion_rate(window.finished_at, end, time.perf_counter() - window.start)
         record = window.record(planned=len(window.due), settled=None, achieved_rps=capacity_rps)
         await _give_up(tasks)
@@ -266,7 +276,7 @@ def _completion_rate(finished_at: list[float], end: float, elapsed_s: float) -> 
     Starts at the first completion and stops at `end`, so that neither filling nor emptying the pipeline counts.
     """
     done = np.sort([t for t in finished_at if t <= end])
-    if len(done) < 4 or done[-1] - done[0] < elapsed_s / 4:
+    if len(done) < SLOPE or done[-1] - done[0] < elapsed_s / 4:
         return len(finished_at) / elapsed_s
     return float(np.polyfit(done - done[0], np.arange(len(done)), 1)[0])
 

@@ -37,7 +37,7 @@ _STEPS, _RATE = 600, 0.15  # of Adam
 _ROWS = 100  # of each task, at most
 _EFFECTS_SD = 2.0  # of the prior of effects, in logs
 _WALL_POWER = 4.0
-_SURE = 6.0  # logits
+_UNSURE = 0.002  # that even the lowest wall stops a configuration
 _NOISE_SD = 0.1  # what the fit may miss a value by, in logs
 _NEAR, _FAR = 0.05, 0.7  # how far it strays from there, as a share of how tasks differ
 
@@ -124,31 +124,28 @@ class Bottlenecks:
             means = weights @ needs
             return np.asarray(means + stray * needs.std(0) * rng.standard_normal(means.shape))
 
+        p, some = np.abs(self.power)[:, None], list(which)
+        needs = np.stack([strayed(needs) for needs in self.needs], 1)
+        times = np.einsum("np,mkp->mnk", hats, self.effects)
         return Drawn(
-            needs=np.stack([strayed(needs) for needs in self.needs], 1)[:, list(which)],
-            times=np.einsum("np,mkp->mnk", hats, self.effects[list(which)]),
-            power=self.power[list(which)],
-            wall_needs=strayed(self.wall_needs),
-            wall_times=hats @ self.wall_effects.T,
+            needs=_exp(p * needs)[:, some],
+            times=_exp(p[..., None] * times)[some],
+            power=self.power[some],
+            wall_needs=_exp(_WALL_POWER * strayed(self.wall_needs)),
+            wall_times=_exp(_WALL_POWER * hats @ self.wall_effects.T),
         )
-
-
-def log_metric(times: FloatArray, power: float | FloatArray) -> FloatArray:
-    """The log-metric of logs of the times at each bottleneck, shape `(..., K)` to `(...)`; powers fit the result."""
-    scaled = np.abs(power)[..., None] * times
-    most = scaled.max(-1)
-    total = most + np.log(np.exp(scaled - most[..., None]).sum(-1))
-    return np.asarray(total / power)
 
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
     """Surfaces of tasks that there might be, computed where they are asked for. See `ensemble.Templates`.
 
+    Needs and effects are to the power p and no logs, so that all times together are a product of matrices.
+
     Attributes:
         needs: Of each task and metric, shape `(J, M, K)`.
         times: Effects of n candidates, shape `(M, n, K)`.
-        power: Of each metric, shape `(M,)`.
+        power: Of each metric, negative for a rate, shape `(M,)`.
         wall_needs: Of each task, shape `(J, K)`.
         wall_times: Effects on what must stay below 1, of n candidates, shape `(n, K)`.
     """
@@ -168,17 +165,24 @@ class Drawn:
         """Log-metrics of some tasks at k points, shape `(len(which), k M)`, metrics varying fastest."""
         out = np.empty((len(which), len(points), len(self.power)))
         for m, power in enumerate(self.power):
-            out[:, :, m] = log_metric(self.needs[which, m][:, None] + self.times[m, points], power)
+            out[:, :, m] = np.log(self.needs[which, m] @ self.times[m, points].T) / power
         return out.reshape(len(which), -1)
 
     def observed(self, obs: Observations) -> FloatArray:
         """Log-metrics of all tasks where something was observed, shape `(J, N)`."""
-        return log_metric(self.needs[:, obs.metric] + self.times[obs.metric, obs.point], self.power[obs.metric])
+        total = np.einsum("jnk,nk->jn", self.needs[:, obs.metric], self.times[obs.metric, obs.point])
+        return np.asarray(np.log(total) / self.power[obs.metric])
 
-    def works(self, which: IntArray, points: IntArray) -> FloatArray:
-        """Probability that k points work under some tasks, shape `(len(which), k)`."""
-        height = log_metric(self.wall_needs[which][:, None] + self.wall_times[points], _WALL_POWER)
-        return np.asarray(1.0 / (1.0 + np.exp(np.clip(height, -_SURE, _SURE))))
+    def works(self, which: IntArray | None, points: IntArray) -> FloatArray:
+        """Probability that k points work under some tasks, or under all, shape `(len(which), k)`."""
+        needs = self.wall_needs if which is None else self.wall_needs[which]
+        height = (needs @ self.wall_times[points].T) ** (1 / _WALL_POWER)  # below 1 where it works
+        return np.asarray(np.clip(1.0 / (1.0 + height), _UNSURE, 1.0 - _UNSURE))
+
+
+def _exp(logs: FloatArray) -> FloatArray:
+    """Neither 0 nor infinite, and products of two of them neither."""
+    return np.asarray(np.exp(np.clip(logs, -300.0, 300.0)))
 
 
 def fit(

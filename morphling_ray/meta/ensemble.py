@@ -79,8 +79,8 @@ class Hypothesis:
         covariance: Of the deviation.
         levels: Whether the templates' levels mean anything. Where they do not, the first measurement sets them.
         log_likely: Log of how likely each template is at first, up to a constant, shape `(J,)`; None: all alike.
-        works: Under some templates, the probability that k points work, shape `(len(which), k)`; None: templates say
-            nothing of that.
+        works: Under some templates, or all if given None, the probability that k points work, shape
+            `(len(which), k)`; None: templates say nothing of that.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Hypothesis:
     covariance: Covariance
     levels: bool = True
     log_likely: FloatArray | None = None
-    works: Callable[[IntArray, IntArray], FloatArray] | None = None
+    works: Callable[[IntArray | None, IntArray], FloatArray] | None = None
 
     @property
     def log_priors(self) -> FloatArray:

@@ -2,6 +2,7 @@
 
 alike    the task varies around the mean of the earlier ones as they did (meta/prior.py)
 mixture  it is one of them, or between two of them, at a level of its own, and strays a little from that
+bottlenecks  it needs other amounts of what limits them too, so that limits move (meta/bottlenecks.py)
 plain    it has nothing to do with them (meta/plain.py)
 
 A prior that does not fit loses its weight within a few observations, for the metrics and for feasibility alike: to
@@ -115,7 +116,7 @@ class Surrogate:
         outcomes = [known[id(self._outlook[h.name][1])] for h in hypotheses]  # those of one prior share their places
         before = [self._outlook[h.name][0] for h in hypotheses]
         evidence = [
-            o.log_evidence(p[o.points] if h.works is None else h.works(np.arange(h.templates.count), o.points))
+            o.log_evidence(p[o.points] if h.works is None else h.works(None, o.points))
             for h, p, o in zip(hypotheses, before, outcomes)
         ]
         return Belief(Ensemble(hypotheses, obs, evidence), before, outcomes)

@@ -10,8 +10,9 @@ from experiments.comparison.datasets import Dataset
 from experiments.comparison.planning import plan
 from experiments.comparison.settings import Settings
 from experiments.comparison.training import learning_objective, shuffled, training_names, training_tasks
-from experiments.comparison.work import run_unit
+from experiments.comparison.work import learn, run_unit
 from morphling_ray.errors import ExpressionError, InputError
+from morphling_ray.meta.maml import MamlSettings
 from morphling_ray.meta.tasks import TrainingTask
 from morphling_ray.search import SEARCHERS
 
@@ -175,3 +176,14 @@ def test_a_worse_prior_is_no_variant_of_a_searcher_that_has_none(dataset: Datase
     assert settings.variant(learns=True) == "5 training tasks, x 2, 4 unseen, shuffled prior, every mode at once"
     assert settings.variant(learns=False) == "every mode at once"
     assert Settings().variant(learns=True) == ""
+
+
+def test_settings_of_maml_reach_its_training(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if `maml` is trained with its defaults, or another searcher with these."""
+    seen: list[MamlSettings] = []
+    monkeypatch.setattr("morphling_ray.meta.maml.learn", lambda tasks, objective, seed, settings: seen.append(settings))
+    settings = Settings(maml=MamlSettings(episodes=3))
+    tasks = training_tasks(settings, dataset, ["f1", "g1"], 0)
+    learn(settings, "maml", tasks, learning_objective(dataset, "value"), 0)
+    learn(settings, "random", tasks, learning_objective(dataset, "value"), 0)
+    assert [s.episodes for s in seen] == [3]
