@@ -98,7 +98,7 @@ class Bottlenecks:
     def check(self, metrics: int, tasks: int, hats: int) -> None:
         """Raises ValueError unless all arrays fit together."""
         k = self.needs.shape[-1]
-        shapes = {"effects": (metrics, k, hats), "needs": (metrics, tasks, k)}
+        shapes: dict[str, tuple[int, ...]] = {"effects": (metrics, k, hats), "needs": (metrics, tasks, k)}
         shapes |= {"power": (metrics,), "misfit": (metrics,)}
         walls = self.wall_needs.shape[-1]
         shapes |= {"wall_effects": (walls, hats), "wall_needs": (tasks, walls)}

@@ -82,5 +82,5 @@ def compare_held_out(tasks: Sequence[TrainingTask], prior: Prior, *, seed: int) 
 
 def _error(hypotheses: Sequence[Hypothesis], obs: Observations, values: FloatArray) -> float:
     rest = np.setdiff1d(np.arange(len(values)), obs.point)
-    ensemble = Ensemble(hypotheses, obs, np.zeros(len(hypotheses)))
+    ensemble = Ensemble(hypotheses, obs, [0.0] * len(hypotheses))
     return float(np.sqrt(((ensemble.mean(rest)[:, 0] - values[rest]) ** 2).mean()))
