@@ -101,10 +101,12 @@ def draw_samples(
                 low = np.quantile([line.samples_to(share) for line in lines], 0.1, method="inverted_cdf")
                 axes.barh(place, ours.median, height=0.6, color=colour, alpha=0.45)
                 axes.plot([low, ours.p90], [place, place], color=colour, lw=1.4)
-                text = f" {count_text(ours.median, ours.budget)}"
-                axes.text(max(ours.p90, ours.median), place, text, va="center", fontsize=7, color=INK)
-                if theirs := paper.get(share, {}).get(name):
+                theirs = paper.get(share, {}).get(name)
+                if theirs:
                     axes.plot(theirs[0], place, "o", mfc="none", mec=INK, ms=5, zorder=4)
+                last = max(ours.p90, ours.median, 1.3 * theirs[0] if theirs else 0)
+                text = f" {count_text(ours.median, ours.budget)}"
+                axes.text(last, place, text, va="center", fontsize=7, color=INK)
             axes.set_xscale("log")
             axes.set_xlim(0.9, 1400)
             axes.set_title(f"{share:.0%} of the optimum")

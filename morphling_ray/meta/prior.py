@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from morphling_ray.errors import PriorError
 from morphling_ray.meta.basis import basis
-from morphling_ray.meta.bottlenecks import Bottlenecks, Hats
+from morphling_ray.meta.bottlenecks import ENOUGH, Bottlenecks, Hats
 from morphling_ray.meta.encoding import Encoding
 from morphling_ray.meta.ensemble import Hypothesis, Mixtures
 from morphling_ray.meta.gaussian import Covariance, matern52, squared_distances
@@ -173,7 +173,7 @@ class Prior:
             tasks=tuple(self.tasks[t] for t in some),
             alpha=self.alpha[:, :, some],
             taught=self.taught[:, some],
-            bottlenecks=None if self.bottlenecks is None else self.bottlenecks.of_tasks(some),
+            bottlenecks=self.bottlenecks.of_tasks(some) if self.bottlenecks and len(some) >= ENOUGH else None,
             earlier=tuple(self.earlier[t] for t in some) if self.earlier else (),
         )
 

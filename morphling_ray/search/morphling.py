@@ -180,14 +180,18 @@ class MorphlingSampler:
         return [dict(self._history.points[p]) for p in [ranked[0], *rivals][:count]]
 
     def predict(self) -> FloatArray:
-        """Expected objective of every configuration, shape `(n,)`; NaN before there is anything to go by."""
+        """The objective to be expected of every configuration, shape `(n,)`; NaN before there is anything to go by.
+
+        It is the median of the draws, times the probability to work: before much is known, a mean would be that of the
+        few fastest draws.
+        """
         belief, points = self._surrogate.belief(), np.arange(len(self._history.points))
         if belief is None:
             return np.full(len(points), np.nan)
         normals = quasi_normals(_DRAWS // 8, len(self._shift), self._shift)
         logs = belief.ensemble.marginal_draws(points, normals)
         values = Values(logs, self._objective, self._columns(points)).values
-        return np.asarray((values * belief.works(len(normals), points)).mean(0))
+        return np.asarray(np.median(values, 0) * belief.works(len(normals), points).mean(0))
 
     def _most_promising(self, free: IntArray) -> int:
         draws = self._draws()

@@ -252,3 +252,19 @@ def test_noise_does_not_need_to_be_zero(make: Any) -> None:
     for _ in range(15):
         sampler.observe(SMALL[0], Task(0).measure(SMALL[0], rng.normal(0, 0.5, 2)))
     assert sampler.suggest() is not None
+
+
+@pytest.mark.parametrize("name", ["morphling", "gp", "maml", "bo"])
+def test_what_is_predicted_of_every_configuration(name: str, prior_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if predictions are in another order than the space, ignore what was measured, or are of something else."""
+    if not SEARCHERS[name].installed:
+        pytest.skip("not installed")
+    monkeypatch.setattr("morphling_ray.search.bundled_prior", lambda: None)
+    task = Task(3)
+    sampler: Any = make_sampler(
+        name, SPACE, OBJECTIVE, seed=0, prior=prior_file if name in ("morphling", "maml") else None
+    )
+    run(sampler, task, 24)
+    predicted, truth = sampler.predict(), np.array([task.truth(c) for c in SPACE.configurations])
+    assert predicted.shape == truth.shape
+    assert np.corrcoef(predicted, truth)[0, 1] > 0.4  # in another order it would be about 0
