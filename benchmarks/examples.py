@@ -50,15 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     parser.add_argument("--max-trials", default="12")
     parser.add_argument("--client", type=float, metavar="RPS", help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=argparse.SUPPRESS)
     arguments, rest = parser.parse_known_args(argv)
     if arguments.client:
-        print(json.dumps(asyncio.run(_offer_around(arguments.client, rest))))
+        print(json.dumps(asyncio.run(_offer_around(arguments.client, rest, arguments.rounds))))
         return 0
     rows: list[dict[str, Any]] = []
     for name in arguments.only:
         with tempfile.TemporaryDirectory() as folder:
             shutil.copytree(EXAMPLES, folder, dirs_exist_ok=True)
-            rows.append({"example": name, **_check(Path(folder), COMMANDS[name], arguments.max_trials)})
+            rows.append({"example": name, **promised_and_found(Path(folder), COMMANDS[name], arguments.max_trials)})
         row = rows[-1]
         print(
             f"{name}: promised {row['promised_rps']:.4g} RPS, found {row['found_rps']:.4g} RPS "
@@ -71,18 +72,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _check(folder: Path, command: Sequence[str], max_trials: str) -> dict[str, Any]:
-    """Tunes, serves and loads one example."""
+def promised_and_found(folder: Path, command: Sequence[str], max_trials: str, rounds: int = ROUNDS) -> dict[str, Any]:
+    """Tunes an application as a user would, serves what was recommended and loads that.
+
+    Args:
+        folder: Where to do so; the run is in `out` there.
+        command: What says which application it is: arguments of `python -m morphling_ray.tune`.
+        max_trials: Of the search.
+        rounds: How often each rate is offered.
+    """
     tune = [sys.executable, "-m", "morphling_ray.tune", *command, "--max-trials", max_trials, "--run-dir", "out"]
-    root = str(Path(__file__).parents[1])
-    variables = {**os.environ, "PYTHONPATH": root, "RAY_USAGE_STATS_ENABLED": "0"}
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "RAY_USAGE_STATS_ENABLED": "0"}
     ended = subprocess.run(tune, cwd=folder, env=variables, capture_output=True, text=True, check=False)
     if ended.returncode:
         raise SystemExit(ended.stderr)
     result = json.loads(ended.stdout.splitlines()[-1])
     outcome = json.loads((folder / "out" / "recommendation.json").read_text())
     with _serve_run(folder, variables):
-        client = [sys.executable, "-m", "benchmarks.examples", "--client", str(result["peak_rps"]), *command]
+        client = [sys.executable, "-m", "benchmarks.examples", "--rounds", str(rounds)]
+        client += ["--client", str(result["peak_rps"]), *command]
         quick = {**variables, **ENVIRONMENT}  # Ray's own switch for handles that are used at high rates
         offered = subprocess.run(client, cwd=folder, env=quick, capture_output=True, text=True, check=False)
         if offered.returncode:
@@ -102,7 +111,7 @@ def _check(folder: Path, command: Sequence[str], max_trials: str) -> dict[str, A
 @contextlib.contextmanager
 def _serve_run(folder: Path, variables: dict[str, str]) -> Iterator[None]:
     """`serve run` of what was recommended, ended with all that it started."""
-    command = [str(Path(sys.executable).with_name("serve")), "run", "out/serve_config.yaml"]
+    command = [sys.executable, "-m", "ray.serve.scripts", "run", "out/serve_config.yaml"]
     with (folder / "serve.log").open("w") as log:
         process = subprocess.Popen(command, cwd=folder, env=variables, stdout=log, stderr=log, start_new_session=True)
         try:
@@ -117,7 +126,7 @@ def _serve_run(folder: Path, variables: dict[str, str]) -> Iterator[None]:
             process.wait()
 
 
-async def _offer_around(promised_rps: float, command: Sequence[str]) -> dict[str, Any]:
+async def _offer_around(promised_rps: float, command: Sequence[str], rounds: int) -> dict[str, Any]:
     """In a process of its own: load around the promised peak, and where the share of late requests passes the SLO's."""
     parser = Parser()
     add_flags(parser)
@@ -129,10 +138,10 @@ async def _offer_around(promised_rps: float, command: Sequence[str]) -> dict[str
     payloads = target.source.payloads()
     rng = np.random.default_rng(0)
     rates = promised_rps * np.geomspace(LOW, HIGH, RATES)
-    late, paused = np.zeros((ROUNDS, RATES)), 0
+    late, paused = np.zeros((rounds, RATES)), 0
     window_s = min(LONGEST_S, max(WINDOW_S, REQUESTS / promised_rps))
     await _window(send, payloads, promised_rps / 2, window_s, slo, rng)  # which warms everything up
-    for round_ in range(ROUNDS):
+    for round_ in range(rounds):
         for i in rng.permutation(RATES):
             for _ in range(TRIES):
                 late[round_, i], pause_s = await _window(send, payloads, float(rates[i]), window_s, slo, rng)

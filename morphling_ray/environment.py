@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from morphling_ray import __version__
+
 
 def environment(command: Sequence[str]) -> dict[str, Any]:
     """What this run ran on.
@@ -17,7 +19,7 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
         command: The arguments of the main job.
     """
     return {
-        "version": _installed("morphling-ray"),
+        "version": __version__,
         "python": platform.python_version(),
         "ray": _installed("ray"),
         "torch": _installed("torch"),

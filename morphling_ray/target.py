@@ -107,6 +107,11 @@ class ServeTarget:
         if experiment.loadgen and not loadgen_available():
             raise InputError("--loadgen needs MLPerf LoadGen: pip install 'morphling-ray[loadgen]'")
         self._declared = experiment.search_space() if experiment.space is not None else None
+        self._price_notes: tuple[str, ...] = ()
+        named = {each.ray_actor_options.get("accelerator_type") for each in self.facts.deployments.values()}
+        if self._declared is not None:
+            named |= {v for knob in self._declared.knobs if knob.name.endswith("gpu_type") for v in knob.values}
+        self._know_prices({str(kind) for kind in named if kind})
         if self._declared is not None:
             check_knobs(self._declared.knobs, self.facts)
             self._costs(self._declared).cost_per_hour(self._declared.columns)  # a GPU type without a price raises
@@ -146,6 +151,14 @@ class ServeTarget:
         from morphling_ray.serving.costs import ApplicationCosts
 
         return ApplicationCosts(self._prices, self.facts, space.knobs, gpu_type)
+
+    def _know_prices(self, gpu_types: set[str]) -> None:
+        """Turns to AWS's prices where the user named none, and the paper's, of 2021, do not know a card."""
+        unknown = sorted(gpu_types - set(self._prices.gpu))
+        if unknown and self._experiment.prices is None and gpu_types <= set((aws := Prices.load("aws")).gpu):
+            self._prices = aws
+            say = f"costs are by AWS's prices (--prices aws), since the paper's have none for {', '.join(unknown)}"
+            self._price_notes = (say,)
 
     def start_serve(self) -> bool:
         """Starts Serve on the cluster where it does not run yet; whether it did, and Serve so is ours to shut down."""
@@ -187,7 +200,9 @@ class ServeTarget:
                 f"{', '.join(raised)} declares no max_ongoing_requests: what is measured, the present configuration "
                 f"too, has 100 or more, where Serve's own default would be the limit",
             )
-        self._priced = self._costs(space, self._gpu_type(cluster))
+        kind = self._gpu_type(cluster) if any(each.get("GPU") for each in needs) else None
+        notes += self._price_notes
+        self._priced = self._costs(space, kind)
         self._priced.cost_per_hour(space.columns)  # raises
         objective = ServingObjective(
             self._experiment.objective,
@@ -218,10 +233,16 @@ class ServeTarget:
     def _gpu_type(self, cluster: Cluster) -> str | None:
         """What a GPU is priced as where the application names no type: the cluster's only one.
 
-        Where money does not matter, a type without a price costs nothing.
+        Where money does not matter, a type without a price costs nothing, and that is said.
         """
         kind = cluster.gpu_types[0] if len(cluster.gpu_types) == 1 else None
-        return None if kind not in self._prices.gpu and self._experiment.objective == "rps" else kind
+        if kind is None:
+            return None
+        self._know_prices({kind})
+        if kind not in self._prices.gpu and self._experiment.objective == "rps":
+            self._price_notes = (f"the cost is without the GPU: there is no price for {kind}",)
+            return None
+        return kind
 
     def _present(self, space: SearchSpace, cluster: Cluster) -> tuple[Configuration | None, tuple[str, ...]]:
         """The application's present configuration, where it is known and fits, and what is to be said of it."""

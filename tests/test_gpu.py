@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from experiments import gpu_check, gpu_surfaces
+from experiments.zoo.catalogue import MODELS as CATALOGUE
 from morphling_ray.cluster import quoted_python
 from morphling_ray.errors import InputError
 from morphling_ray.objective import Prices
@@ -173,13 +174,21 @@ def test_a_share_without_mps_is_refused(machine: Path, monkeypatch: pytest.Monke
     assert run("print('on')", memory=0.5) == ("on", "")
 
 
+def test_the_multiprocessors_that_were_used(machine: Path) -> None:
+    """Fails if what NVML tells of a process does not reach the report."""
+    process = start(HOLD, memory=0.5, mps_mode="off")
+    assert process.stdout is not None
+    assert json.loads(process.stdout.readline())["sm_used"] == 1.0
+    process.communicate()
+
+
 def test_each_card_has_its_daemon_and_both_end(machine: Path) -> None:
     """Fails if a daemon is ended under its clients, is left over, or serves another card's processes."""
     processes = [start(HOLD, card=card, share=0.5, memory=0.5) for card in ("0", "0", "GPU-bbbb")]
     said = [json.loads(process.stdout.readline()) for process in processes if process.stdout is not None]
     assert [use["mps"] for use in said] == [True] * 3
     assert [use["memory_used"] for use in said] == [0.125, 0.125, 0.05]
-    assert [use["sm_used"] for use in said] == [0.5] * 3
+    assert not any("sm_used" in use for use in said)
     pids = sorted(p.pid for p in processes)
     assert sorted(mps.clients("GPU-aaaa") + mps.clients("GPU-bbbb")) == pids
     daemons = [int(file.read_text()) for file in mps.root().glob(f"*/{mps.CONTROL}.pid")]
@@ -386,7 +395,7 @@ def test_a_search_over_parts_of_a_gpu(machine: Path, tmp_path: Path) -> None:
             (used,) = trial["details"]["gpus"]
             assert (used["memory_asked"], used["mps"]) == (chosen["gpu_memory"], True)
             assert used["memory_used"] <= chosen["gpu_memory"]
-            assert used["sm_used"] == chosen["gpu_share"]
+            assert used["share_asked"] == chosen["gpu_share"]
     measured = [(t["configuration"]["gpu_share"], t["metrics"]["peak_rps"]) for t in trials if t.get("metrics")]
     quarter, whole = (max(peak for of, peak in measured if of == share) for share in (0.25, 1.0))
     assert whole > 2 * quarter
@@ -465,33 +474,64 @@ def test_the_check_needs_a_card(capsys: pytest.CaptureFixture[str], monkeypatch:
     assert "there is no NVIDIA card" in capsys.readouterr().err
 
 
-def test_the_parts_that_tell_most_come_first() -> None:
-    """Fails if a recording that is cut short knows one corner of the space only."""
-    order = gpu_surfaces.in_order([[0.1, 0.5, 1.0], [0.25, 1.0], [1.0, 2.0]])
-    assert order[:2] == [(1.0, 1.0, 2.0), (0.1, 0.25, 1.0)]
-    assert len(set(order)) == len(order) == 12
+def test_one_model_of_each_family_comes_first() -> None:
+    """Fails if a recording that is cut short knows one family only."""
+    order = gpu_surfaces.in_order()
+    families = [CATALOGUE[name].family for name in order]
+    assert len({*families[: len({*families})]}) == len({*families})
+    assert sorted(order) == sorted(CATALOGUE)
 
 
 def test_surfaces_are_recorded_without_ray(machine: Path, tmp_path: Path) -> None:
-    """Fails if a surface cannot be read back, a limit is not in force, or what was recorded is recorded again."""
+    """Fails if a surface cannot be read back, a share is not in force, or what was recorded is recorded again."""
     command = [sys.executable, "-m", "experiments.gpu_surfaces", "--out", str(tmp_path), "--models", "ranker"]
     without_ray = "raise ImportError('there is no Ray on this machine')"
     (machine / "ray.py").write_text(without_ray)
     variables = {**os.environ, "PYTHONPATH": f"{machine}:{os.environ['PYTHONPATH']}"}
-    ended = subprocess.run([*command, "--seconds", "1"], env=variables, capture_output=True, text=True, timeout=90)
+    ended = subprocess.run([*command, "--seconds", "8"], env=variables, capture_output=True, text=True, timeout=90)
     assert ended.returncode == 0, ended.stderr
     lines = cli.lines(tmp_path / "raw" / "ranker.jsonl")
-    assert len(lines) == 8
-    assert lines[0]["configuration"]["gpu_memory"] == lines[0]["configuration"]["gpu_share"] == 1.0
-    assert lines[0]["details"]["gpu"]["memory_asked"] == 1.0
-    assert lines[0]["estimated"]
-    peaks = [line["metrics"]["peak_rps"] for line in lines]
-    assert max(peaks) > 50
-    surfaces = load_surfaces(tmp_path)
-    assert len(surfaces.task("ranker").space) == 8
+    assert [line["share"] for line in lines] == list(gpu_surfaces.SHARES)[: len(lines)]
+    assert [line["failed"] for line in lines] == [""] * len(lines)
+    assert lines[0]["gpu"]["share_asked"] == 1.0
+    assert lines[0]["card"] == "Tesla T4"
+    surface = load_surfaces(tmp_path).task("ranker")
+    cores = len(lines[0]["by_cores"])
+    assert len(surface.space) == len(lines) * cores * len(gpu_surfaces.MEMORY) * len(gpu_surfaces.BATCHES)
+    assert surface.metrics["peak_rps"].max() > 50
     again = subprocess.run([*command, "--seconds", "0"], env=variables, capture_output=True, text=True, timeout=90)
-    assert again.stdout.splitlines()[-1].startswith("the time is over")
-    assert len(cli.lines(tmp_path / "raw" / "ranker.jsonl")) == 8
+    assert (len(lines) == 4) != again.stdout.splitlines()[-1].startswith("the time is over")
+    assert len(cli.lines(tmp_path / "raw" / "ranker.jsonl")) == len(lines)
+
+
+def test_a_model_that_ends_its_process_is_told_and_the_others_are_recorded(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails if a recording ends with the first model that a card cannot compute."""
+    monkeypatch.setattr(sys, "executable", str(FAKE / "bin" / "worker"))
+    told = list(gpu_surfaces.processes(["good", "bad", "fine"], 1.0, "0", "auto", time.monotonic() + 20))
+    assert [(said["model"], said["failed"]) for said in told] == [
+        ("good", ""),
+        ("bad", "out of memory on load: torch.OutOfMemoryError: CUDA out of memory"),
+        ("fine", ""),
+    ]
+
+
+def test_what_fits_and_what_is_in_time() -> None:
+    """Fails if a batch that does not fit, or one that misses the SLO by itself, is said to work."""
+    found = {"sizes": [1, 2, 4, 8] * 5, "seconds": [0.01, 0.02, 0.04, 0.08] * 5, "closed_loop_rps": 100.0}
+    whole = {"model": "ranker", "share": 1.0, "by_cores": {"1": found}, "fits": {"0.02": 2, "1.0": 128}, "failed": ""}
+    slow = {"sizes": [1] * 20, "seconds": [0.2] * 20, "closed_loop_rps": 5.0}
+    tenth = {"model": "ranker", "share": 0.1, "by_cores": {"1": slow}, "failed": ""}
+    around = {"card": "NVIDIA H100", "cpu": "x", "torch": "2", "date": "2026-11-26"}
+    recorded = {"ranker": [{**line, **around} for line in (whole, tenth)]}
+    surface = gpu_surfaces.surfaces("cards", recorded, 0.1).task("ranker")
+    works = [c for c, ok in zip(surface.space.configurations, surface.feasible) if ok]
+    assert {c["gpu_share"] for c in works} == {1.0}
+    assert [c["max_batch_size"] for c in works if c["gpu_memory"] == 0.02] == [1, 2]
+    assert [c["max_batch_size"] for c in works if c["gpu_memory"] == 1.0][:3] == [1, 2, 4]
+    cost = gpu_surfaces.surfaces("cards", recorded, 0.1).objective("rps_per_dollar", "ranker")
+    assert cost(surface.columns, surface.metrics).max() > 0
 
 
 def test_the_fake_is_no_part_of_the_package() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr  # type: ignore[import-untyped]
 from torch import nn
 
 from experiments.simulator import recordings, validate
@@ -158,8 +159,22 @@ def test_validation_finds_the_numbers_that_made_the_data() -> None:
 def test_validation_prints_every_model_and_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert validate.main([]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert len(out) == 2 + len(load_surfaces(Path("experiments/surfaces/zoo")).surfaces)
+    recorded = [load_surfaces(Path("experiments/surfaces") / name).surfaces for name in ("zoo", "h100")]
+    assert len(out) == sum(2 + len(surfaces) for surfaces in recorded)
     assert "families held out" in out[-2]
+    assert "the zoo on shares of an H100" in out[-2]
+
+
+def test_the_physics_of_the_simulator_is_that_of_a_real_card() -> None:
+    """Fails if models that the numbers were not fitted to are ranked badly on shares of an H100."""
+    recording = recordings.h100(Path("experiments/surfaces/h100"))
+    held_out = {"bert_base", "efficientnet_b0"}
+    fitted = validate.fit(recording, [task for task in recording.tasks if task.name not in held_out])
+    for task in recording.tasks:
+        if task.name in held_out:
+            told = recording.law(fitted, task)
+            assert spearmanr(told, task.found)[0] > 0.95
+            assert np.median(np.abs(np.log(told / task.found))) < 0.2
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from morphling_ray.cluster import Cluster
+from morphling_ray.errors import InputError
 from morphling_ray.experiment import Experiment
 from morphling_ray.target import Plan, ServeTarget
 
@@ -61,3 +63,21 @@ def test_all_deployments_count_in_the_objective() -> None:
     values = [float(found.objective(c, {"peak_rps": 100.0})) for c in (small, large)]
     assert values[0] > values[1] > 0
     assert values[0] == pytest.approx(values[1] * 2.5, rel=0.6)
+
+
+def test_a_card_that_the_paper_does_not_know_has_a_price() -> None:
+    """Fails if an H100 is free of charge, or what stands in for the paper's prices is not said."""
+    h100 = Cluster(local=True, nodes=({"CPU": 8.0, "GPU": 1.0, "accelerator_type:H100": 1.0},))
+    shares: dict[str, object] = {"space": {"gpu_share": [0.5, 1.0]}}
+    found = plan(BATCHED, h100, objective="rps_per_dollar", **shares)
+    assert "costs are by AWS's prices (--prices aws), since the paper's have none for H100" in found.notes
+    half, whole = 100.0 / found.objective({"gpu_share": np.array([0.5, 1.0])}, {"peak_rps": np.full(2, 100.0)})
+    assert whole - half == pytest.approx(5.81 / 2)
+    other = Cluster(local=True, nodes=({"CPU": 8.0, "GPU": 1.0, "accelerator_type:B7000": 1.0},))
+    assert (
+        "the cost is without the GPU: there is no price for B7000"
+        in plan(BATCHED, other, objective="rps", **shares).notes
+    )
+    with pytest.raises(InputError, match="no price for GPU type B7000"):
+        plan(BATCHED, other, objective="rps_per_dollar", **shares)
+    assert not any("price" in note for note in plan(BATCHED, h100, space={"cpu_cores": [1, 2]}).notes)

@@ -31,6 +31,7 @@ CARDS = {
     "V100": Processor(15.7e12 / 2, 900e9, 16e9, PCIE_3),  # V100 SXM2 data sheet, 2018
 }
 
+H100 = Processor(67e12 / 2, 3350e9, 80e9, 4 * PCIE_3)  # H100 SXM data sheet, 2023; PCIe 5.0; without TF32
 A100 = Processor(19.5e12 / 2, 1555e9, 40e9, PCIE_3)  # A100 40 GB data sheet, 2020; without TF32
 MIG_MEMORY = {1: 1 / 8, 2: 2 / 8, 3: 4 / 8, 4: 4 / 8, 7: 1.0}
 """Of the A100's memory, and of its bandwidth, for an instance of so many compute slices (NVIDIA's MIG user guide)."""

@@ -3,17 +3,20 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from experiments.simulator.cards import A100, CARDS, MIG_MEMORY, Processor
+from experiments.gpu_surfaces import service_times
+from experiments.simulator.cards import A100, CARDS, H100, MIG_MEMORY, Processor
 from experiments.simulator.physics import Physics, batch_seconds
 from experiments.simulator.profile import FloatArray, Profile, profile
 from experiments.zoo import models
 from experiments.zoo.catalogue import MODELS
 from experiments.zoo.counting import example
+from morphling_ray.record import read_raw
 from morphling_ray.surface import Surface, load_surfaces
 
 Numbers = Mapping[str, float]
@@ -100,6 +103,35 @@ def a100(folder: Path) -> Recording:
     return Recording("models on instances of an A100", tasks, start, _on_a100, {})
 
 
+def h100(folder: Path) -> Recording:
+    """The zoo on shares of an H100, inputs of the published size, one batch after another (gpu_surfaces.py)."""
+    start = {
+        "efficiency": 0.6,
+        "tf32": 2.0,  # times as fast, for models that convolve
+        "fill_s": 3e-5,
+        "launch_s": 3e-5,
+        "memory_share": 0.5,
+        "value_s": 1e-8,  # of an image on a core, for each of its numbers
+    }
+    limits = {"memory_share": (0.0, 1.0), "efficiency": (0.05, 1.0), "tf32": (0.5, 16.0)}
+    tasks = [_h100_task(path.stem, read_raw(path)) for path in sorted((folder / "raw").glob("*.jsonl"))]
+    return Recording("the zoo on shares of an H100", tasks, start, _on_h100, limits)
+
+
+def _h100_task(name: str, lines: list[dict[str, Any]]) -> Task:
+    """Sizes that were measured, with all the cores that there were."""
+    model, rows = MODELS[name], []
+    for line in lines:
+        times = service_times(line["by_cores"][max(line["by_cores"], key=int)])
+        rows += [(line["share"], size, size / s) for size, s in zip(times.sizes, times.seconds)]
+    share, size, found = (np.array(column, float) for column in zip(*rows))
+    with torch.device("meta"), torch.no_grad():
+        counted = profile(model.build().eval(), example(model))
+    values = 0.0 if model.kind == "text" else float(np.prod(model.input_shape))
+    columns = {"share": share, "size": size, "values": np.full_like(share, values)}
+    return Task(name, model.family, counted, columns, found)
+
+
 def _cpu_task(surface: Surface) -> Task:
     known = surface.task in models.MODELS
     served = models.MODELS[surface.task] if known else getattr(models, surface.task)
@@ -142,6 +174,18 @@ def _on_v100(numbers: Numbers, task: Task) -> FloatArray:
         return _on_part(numbers, task, CARDS["V100"], share, share ** numbers["memory_share"], sizes)
 
     return _rates(task, ("share",), seconds)
+
+
+def _on_h100(numbers: Numbers, task: Task) -> FloatArray:
+    """As on a V100; a core unpacks images, and convolutions run in TF32, as torch has them do unless told otherwise."""
+
+    def seconds(cell: tuple[float, ...], sizes: FloatArray) -> FloatArray:
+        share, values = cell
+        faster = numbers["tf32"] if values and task.family != "vit" else 1.0
+        memory = share ** numbers["memory_share"]
+        return _on_part(numbers, task, H100, share * faster, memory, sizes) + sizes * values * numbers["value_s"]
+
+    return _rates(task, ("share", "values"), seconds)
 
 
 def _on_a100(numbers: Numbers, task: Task) -> FloatArray:

@@ -2,8 +2,8 @@
 
 The simulator has a handful of numbers that no data sheet gives. Here they are fitted to recorded surfaces, one family
 of models held out at a time, and what they foretell of that family is compared with what was recorded. The surfaces of
-the project are of a CPU; `--v100` and `--a100` take public recordings of cards (`rapp-dev` and `parvagpu`, see
-experiments/results/compare/README.md), and tell which numbers the simulator should use.
+the project are of a CPU and an H100; `--v100` and `--a100` take public recordings of cards (`rapp-dev` and `parvagpu`,
+see experiments/results/compare/README.md), and tell which numbers the simulator should use.
 """
 
 import argparse
@@ -16,17 +16,19 @@ from scipy.optimize import least_squares  # type: ignore[import-untyped]
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
 from experiments.simulator.profile import FloatArray
-from experiments.simulator.recordings import Numbers, Recording, Task, a100, cpu, v100
+from experiments.simulator.recordings import Numbers, Recording, Task, a100, cpu, h100, v100
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints one line a model, one for all, and the numbers fitted to all; returns 0."""
     parser = argparse.ArgumentParser(prog="python -m experiments.simulator.validate", description=__doc__)
     parser.add_argument("--surfaces", type=Path, default=Path("experiments/surfaces/zoo"), metavar="DIR")
+    parser.add_argument("--h100", type=Path, default=Path("experiments/surfaces/h100"), metavar="DIR")
     parser.add_argument("--v100", type=Path, metavar="DIR", help="recordings of RaPP")
     parser.add_argument("--a100", type=Path, metavar="DIR", help="recordings of ParvaGPU")
     arguments = parser.parse_args(argv)
     validate(cpu(arguments.surfaces))
+    validate(h100(arguments.h100))
     for folder, read in ((arguments.v100, v100), (arguments.a100, a100)):
         if folder is not None:
             validate(read(folder))

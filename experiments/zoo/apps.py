@@ -2,7 +2,7 @@
 
 from ray import serve
 
-from experiments.zoo.models import FAMILIES
+from experiments.zoo.models import FAMILIES, FULL
 from morphling_ray.serving.demo import space
 from morphling_ray.serving.torch_server import application
 
@@ -20,7 +20,7 @@ def __getattr__(name: str) -> serve.Application:
     else:
         from experiments.zoo.catalogue import MODELS
 
-        if name not in MODELS:
+        if name.removesuffix(FULL) not in MODELS:
             raise AttributeError(f"the zoo has no model {name!r}")
         attribute = name
     return application(f"experiments.zoo.models:{attribute}", name=name.title().replace("_", ""))

@@ -2,7 +2,8 @@
 
 Six small ones of our own, and every one of the catalogue by its name (`experiments.zoo.models:resnet_50`). Most of
 those get smaller inputs than the published ones, so that a machine with two cores serves them: what an input costs
-changes; how the cost grows with the batch, the cores and the precision is the architecture's.
+changes; how the cost grows with the batch, the cores and the precision is the architecture's. For a GPU there is each
+with inputs of the published size, too: `resnet_50_full`.
 """
 
 import base64
@@ -24,6 +25,7 @@ LARGEST_GMACS = 1.0  # of an image as it is served
 UNKNOWN_SCALE = 0.5  # of the side, where nobody published what an image costs
 SMALLEST_SIDE, SIDE_STEP = 96, 32  # what the deepest networks can still halve, and what all of them divide
 TOKENS, MEL_FRAMES, MEL_BANDS = 16, 3000, 80
+FULL = "_full"  # ending of names
 
 
 def token_request(length: int = LENGTH, vocabulary: int = VOCABULARY) -> dict[str, list[int]]:
@@ -105,14 +107,14 @@ def side(model: "Model") -> int:
     return max(SMALLEST_SIDE, round(model.size * scale / SIDE_STEP) * SIDE_STEP)
 
 
-def served(model: "Model") -> ServedModel:
-    """A model of the catalogue with its pipeline."""
+def served(model: "Model", full: bool = False) -> ServedModel:
+    """A model of the catalogue with its pipeline; inputs have the published size, or one that a small machine bears."""
     if model.kind == "image":
-        size = side(model)
+        size = model.size if full else side(model)
         request = partial(image_request, size)
         return ServedModel(model.build, partial(decode_image, size=size), encode_class, request)
     if model.kind == "text":
-        ids = partial(token_request, TOKENS, model.vocabulary)
+        ids = partial(token_request, model.size if full else TOKENS, model.vocabulary)
         return ServedModel(model.build, decode_tokens, encode_class, ids)
     return ServedModel(model.build, decode_sound, encode_class, sound_request)
 
@@ -123,6 +125,6 @@ def __getattr__(name: str) -> ServedModel:
         raise AttributeError(name)
     from experiments.zoo.catalogue import MODELS as catalogue
 
-    if name not in catalogue:
+    if (of := name.removesuffix(FULL)) not in catalogue:
         raise AttributeError(f"the zoo has no model {name!r}")
-    return served(catalogue[name])
+    return served(catalogue[of], full=name.endswith(FULL))

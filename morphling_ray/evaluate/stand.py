@@ -118,7 +118,8 @@ class Stand:
                 return failure.reason
         attempt.details["replicas"] = [{"pid": r.pid, "cores": cores_of(r.pid)} for r in self.replicas]
         attempt.details["kept_off_their_cores"] = ["the load driver"] * (not self.shared) + self._moved
-        if self.shared:
+        asked = sum(each["CPU"] for each in replica_resources(self._facts, attempt.configuration))
+        if self.shared and crowded(asked, len(self._all_cores)):
             note = "the load driver had to share the replicas' cores: this peak is a lower bound"
             attempt.notes += [note] * (note not in attempt.notes)
         with attempt.watch.stage("warming up"):
@@ -280,3 +281,11 @@ class Stand:
         if self._parts_of_gpus or parts_of_gpus(self._facts, configuration):
             return False
         return fit(replica_resources(self._facts, configuration), available_resources_per_node().values())
+
+
+def crowded(asked: float, cores: int) -> bool:
+    """Whether a driver takes something from replicas that may run on all cores of its machine, as it may.
+
+    Not where, by what they ask for, they and it have work for half of the machine at the most.
+    """
+    return asked + 1 > cores / 2

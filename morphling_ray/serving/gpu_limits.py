@@ -85,7 +85,7 @@ def bind() -> None:
     _in_force.update(memory=memory, share=share, mps=False)
     if memory is not None:
         _wait_for_memory(part, memory)
-        _limit_torch(max(memory - CONTEXT_BYTES / part.memory_bytes, 0.01) if memory < 1.0 else 1.0)
+        _limit_torch(torch_share(memory, part))
     partly = share is not None and share < 1.0
     if mode == "on" or (mode == "auto" and (partly or ((memory or 1.0) < 1.0 and mps.available()))):
         os.environ |= mps.start(part.uuid)
@@ -96,6 +96,11 @@ def bind() -> None:
         _in_force["mps"] = True
     elif partly:
         raise RuntimeError("a share of a GPU takes CUDA MPS, which is switched off")
+
+
+def torch_share(memory: float, part: nvml.Card | nvml.Instance) -> float:
+    """Share of a part's memory for torch's allocator where that much is the process's: the context is not torch's."""
+    return max(memory - CONTEXT_BYTES / part.memory_bytes, 0.01) if memory < 1.0 else 1.0
 
 
 def report(since_us: int = 0) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Use:
     Attributes:
         memory_bytes: Held now; None where NVML does not tell (in a container whose process numbers are its own).
         sm_percent: Mean utilisation of the card's multiprocessors, in percent, of the samples that NVML keeps (a few
-            seconds) since a given time; None where there are none.
+            seconds) since a given time; None where there are none, as of clients of MPS (seen on an H100).
     """
 
     memory_bytes: int | None

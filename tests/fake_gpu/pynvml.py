@@ -1,7 +1,7 @@
 """NVML of cards that do not exist: the part of pynvml that is used, over a folder that `FAKE_GPU` names.
 
 `cards.json` lists the cards. A process that holds memory has a file `UUID/PID` with its bytes and the percent of
-multiprocessors it uses, until it ends.
+multiprocessors it uses, until it ends. Of clients of MPS the percent is not told, as on an H100 with driver 580.
 """
 
 import json
@@ -78,7 +78,8 @@ def nvmlDeviceGetComputeRunningProcesses(handle: dict[str, Any]) -> list[SimpleN
 
 
 def nvmlDeviceGetProcessUtilization(handle: dict[str, Any], since_us: int) -> list[SimpleNamespace]:
-    samples = [SimpleNamespace(pid=pid, smUtil=percent) for pid, _, percent in _processes(handle["uuid"])]
+    every = _processes(handle["uuid"])
+    samples = [SimpleNamespace(pid=pid, smUtil=percent) for pid, _, percent in every if percent]
     if not samples:
         raise NVMLError("Not Found")
     return samples
