@@ -6,8 +6,10 @@ import shlex
 import socket
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from morphling_ray.autoscaler import BOOTSTRAP, node_types, to_come
 from morphling_ray.errors import InputError
 from morphling_ray.serving import mps
 
@@ -31,24 +33,31 @@ class Cluster:
     Attributes:
         local: Started here, so ended here.
         nodes: Resources of each node alive, as Ray names them.
+        to_come: Resources of each node that an autoscaler may add to those.
     """
 
     local: bool
     nodes: tuple[dict[str, float], ...]
+    to_come: tuple[dict[str, float], ...] = ()
+
+    @property
+    def all_nodes(self) -> tuple[dict[str, float], ...]:
+        """Nodes that are there and nodes that may come."""
+        return self.nodes + self.to_come
 
     @property
     def largest_cpus(self) -> int:
         """Cores of the largest node."""
-        return int(max((n.get("CPU", 0.0) for n in self.nodes), default=0.0))
+        return int(max((n.get("CPU", 0.0) for n in self.all_nodes), default=0.0))
 
     @property
     def gpu_types(self) -> list[str]:
         """Types of the cluster's cards, as Ray names them."""
-        return sorted({k.partition(":")[2] for n in self.nodes for k in n if k.startswith("accelerator_type:")})
+        return sorted({k.partition(":")[2] for n in self.all_nodes for k in n if k.startswith("accelerator_type:")})
 
     def can_hold(self, needed: dict[str, float]) -> bool:
         """Whether all nodes together have these resources."""
-        return all(sum(n.get(name, 0.0) for n in self.nodes) >= amount for name, amount in needed.items())
+        return all(sum(n.get(name, 0.0) for n in self.all_nodes) >= amount for name, amount in needed.items())
 
     def check_gpus(self, needed: dict[str, float]) -> None:
         """Checks GPUs and GPU types before anything is deployed: Ray would wait for them for ever.
@@ -56,7 +65,7 @@ class Cluster:
         Raises:
             InputError: The cluster has none, too few, or not that type.
         """
-        gpus, types = sum(n.get("GPU", 0.0) for n in self.nodes), self.gpu_types
+        gpus, types = sum(n.get("GPU", 0.0) for n in self.all_nodes), self.gpu_types
         if needed.get("GPU", 0.0) > gpus:
             raise InputError(
                 f"the space asks for {needed['GPU']:g} GPU, but the cluster has {gpus:g}; "
@@ -80,12 +89,20 @@ def quoted_python() -> str | None:
     return quoted if quoted != sys.executable else None
 
 
-def connect(address: str | None) -> Cluster:
+def connect(address: str | None, types_file: str | None = None) -> Cluster:
     """Connects to a running cluster, or starts a local one on all cores that this process may use.
 
+    Args:
+        address: Of the cluster; None: a local one.
+        types_file: What its autoscaler may add, see `autoscaler.node_types`; None: what `ray up` left on this machine,
+            where the address is `auto`.
+
     Raises:
-        InputError: There is no cluster at the address.
+        InputError: There is no cluster at the address, or no node types in the file.
     """
+    bootstrap = Path(BOOTSTRAP).expanduser()
+    file = Path(types_file) if types_file else bootstrap if address == "auto" and bootstrap.exists() else None
+    types = node_types(file) if file is not None else []
     os.environ.update(QUIET)
     import ray
 
@@ -108,7 +125,7 @@ def connect(address: str | None) -> Cluster:
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(f"no Ray cluster at {address!r}: {' '.join(str(error).split())[:200]}") from error
     nodes = tuple(dict(n["Resources"]) for n in ray.nodes() if n["Alive"])
-    return Cluster(local=address is None, nodes=nodes)
+    return Cluster(local=address is None, nodes=nodes, to_come=to_come(types, nodes))
 
 
 def _check_listening(address: str) -> None:

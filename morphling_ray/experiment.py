@@ -91,7 +91,22 @@ class Experiment:
     )
     prior: str | None = _flag("what was learned from earlier models (default: the bundled prior)", metavar="FILE")
     address: str | None = _flag("a running Ray cluster (default: a local one, started and ended here)", metavar="ADDR")
-    concurrency: int = _flag("trials at the same time (only with --replay)", default=1, metavar="N", kind=int)
+    node_types: str | None = _flag(
+        "with --address: the file that says which nodes the cluster's autoscaler may add, of Ray or KubeRay (default: "
+        "that of `ray up`, on its head node)",
+        metavar="FILE.yaml",
+    )
+    node_timeout: float = _flag(
+        "a configuration that has waited S seconds for the autoscaler's nodes is infeasible",
+        default=900.0,
+        metavar="S",
+        kind=float,
+    )
+    concurrency: int | None = _flag(
+        "trials at the same time, each on a node of its own (default: one for each node of --address that can hold it)",
+        metavar="N",
+        kind=int,
+    )
     seed: int = _flag("equal seeds give equal proposals", default=0, metavar="N", kind=int)
     run_dir: str | None = _flag("where results go (default: runs/DATE-TIME)", metavar="DIR")
     replay: str | None = _flag("search a folder of recorded surfaces instead of serving", metavar="SURFACES_DIR")
@@ -121,12 +136,15 @@ class Experiment:
             if value is not None and entry.metadata.get("choices") and value not in entry.metadata["choices"]:
                 raise InputError(f"unknown {entry.name} {value!r}; choose {', '.join(entry.metadata['choices'])}")
         for name, least in (("max_trials", 1), ("concurrency", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("time_budget", "startup_timeout"):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{name} must be at least {least}, got {value}")
+        for name in ("time_budget", "startup_timeout", "node_timeout"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} must be above 0 seconds, got {value:g}")
+        if self.node_types is not None and self.address is None:
+            raise InputError("--node-types is of the cluster that --address names")
         if self.stop_probability is not None and not 0 < self.stop_probability < 1:
             raise InputError(f"stop_probability must lie between 0 and 1, got {self.stop_probability:g}")
         object.__setattr__(self, "descriptors", _positive_numbers("descriptors", self.descriptors))
@@ -140,8 +158,8 @@ class Experiment:
             raise InputError("--loadgen knows one bound of latencies: leave --slo-p50-ms out")
         if self.slo().streaming:
             self._check_streaming()
-        if self.replay is None and self.concurrency > 1:
-            raise InputError("--concurrency above 1 works with --replay only: one machine measures one trial at a time")
+        if self.replay is None and self.address is None and (self.concurrency or 1) > 1:
+            raise InputError("--concurrency above 1 needs the nodes of a cluster: --address ADDR")
         if self.replay is None and self.objective == "cheapest" and not (self.target_rps and self.target_rps > 0):
             raise InputError("the objective cheapest needs a rate to sustain: --target-rps R, above 0")
         self.slo()  # raises where it makes no sense

@@ -27,7 +27,7 @@ def dry_run(experiment: Experiment) -> tuple[dict[str, Any], list[str]]:
         MorphlingError: Something cannot work.
     """
     target = check(experiment)
-    plan = target.plan(_cluster(experiment.address))
+    plan = target.plan(_cluster(experiment.address, experiment.node_types))
     session = new_session(experiment, target, plan, elapsed_s=0.0)
     proposals: list[Configuration] = []
     while len(proposals) < min(PROPOSALS, experiment.max_trials) and (ask := session.next()) is not None:
@@ -49,11 +49,11 @@ def dry_run(experiment: Experiment) -> tuple[dict[str, Any], list[str]]:
     return data, _lines(data)
 
 
-def _cluster(address: str | None) -> Cluster:
+def _cluster(address: str | None, types_file: str | None) -> Cluster:
     if address is None:
         return Cluster(local=True, nodes=({"CPU": float(len(os.sched_getaffinity(0)))},))
     try:
-        return connect(address)
+        return connect(address, types_file)
     finally:
         disconnect()
 

@@ -79,7 +79,7 @@ def _record(arguments: argparse.Namespace, argv: list[str]) -> None:
     raw = Path(arguments.out) / "raw" / f"{task}.jsonl"
     raw.parent.mkdir(parents=True, exist_ok=True)
     with quiet(raw.parent / "ray.log") as console:
-        cluster = connect(experiment.address)
+        cluster = connect(experiment.address, experiment.node_types)
         try:
             target.plan(cluster)
             ours = target.start_serve()

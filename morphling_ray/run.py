@@ -5,7 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -13,8 +13,10 @@ from typing import Any, TextIO
 from threadpoolctl import threadpool_limits
 
 from morphling_ray.cluster import Cluster, connect, disconnect
-from morphling_ray.evaluate.lane import NAMESPACE, start_lane
+from morphling_ray.evaluate.lane import NAMESPACE
+from morphling_ray.evaluate.lanes import homes, on_one_node, start_lanes
 from morphling_ray.experiment import Experiment
+from morphling_ray.masking import has_secrets, masked
 from morphling_ray.measurement import Measurement, Trial
 from morphling_ray.outcome import closing_lines, recommendation
 from morphling_ray.progress import Progress
@@ -25,6 +27,7 @@ from morphling_ray.store import RunDirectory
 from morphling_ray.target import Plan, ReplayTarget, ServeTarget, Target
 
 POLL_S = 0.25
+HANG_S = 900.0  # of a trial, beside what it may take to start
 CONFIRMATIONS = 2  # of the last trials: the finalists are measured again
 TUNE_FOLDER = "tune"
 DIFFERENCE = "serve_config.diff"  # to the user's own Serve config
@@ -45,7 +48,7 @@ class Run:
         self._cluster: Cluster | None = None
         self._plan: Plan | None = None
         self._session: SearchSession | None = None
-        self._lanes: list[Any] = []
+        self._lanes: Any = None
         self._serve_is_ours = False
         self._asked: dict[int, tuple[Ask, float]] = {}
         self._kept = directory.trials()  # of the run that is resumed
@@ -100,17 +103,27 @@ class Run:
             KeyboardInterrupt: Passed on; everything finished is in the store.
         """
         self._say("starting Ray" if self.experiment.address is None else "connecting to Ray")
-        self._cluster = connect(self.experiment.address)
+        self._cluster = connect(self.experiment.address, self.experiment.node_types)
+        at_once = 1
         if isinstance(self._target, ServeTarget):
-            self._target.plan(self._cluster)  # what cannot work is said before anything is started on the cluster
+            plan = self._target.plan(self._cluster)  # what cannot work is said before anything is started
+            at_once = self._trials_at_once(plan, self._cluster)
             self._say("starting Ray Serve")
-            self._serve_is_ours = self._target.start_serve()
-        self._plan = plan = self._target.plan(self._cluster)
+            self._serve_is_ours = self._target.start_serve(everywhere=at_once > 1)
+        self._plan = plan = self._target.plan(self._cluster, one_node=at_once > 1)
         self.directory.write_experiment({**self.experiment.to_dict(), **plan.space.to_dict()})
         for note in plan.notes:
             self._say(note)
-        names = [self._lane_name(i) for i in range(self.experiment.concurrency)]
-        self._lanes = [start_lane(name, plan.make_evaluator, plan.arguments) for name in names]
+        self._lanes = start_lanes(
+            self._lanes_name,
+            plan.make_evaluator,
+            plan.arguments,
+            needs=plan.needs if at_once > 1 else None,
+            node_timeout_s=self.experiment.node_timeout,
+            hang_s=HANG_S
+            + self.experiment.startup_timeout
+            + self.experiment.node_timeout * bool(self._cluster.to_come),
+        )
         self._session = self._new_session(plan)
         self._starting_s = self.seconds
         poll = threading.Thread(target=self._poll_lanes, daemon=True)
@@ -118,7 +131,7 @@ class Run:
         try:
             # The models are small: BLAS threads would only take cores from the replicas.
             with threadpool_limits(limits=1):
-                self._run_tune(self._session)
+                self._run_tune(self._session, at_once if plan.needs else self.experiment.concurrency or 1)
                 if self.experiment.loadgen:
                     self._loadgen = self._cross_check(self._session)
         finally:
@@ -135,27 +148,39 @@ class Run:
                 self._show.trial_finished(trial)
         return session
 
-    def _run_tune(self, session: SearchSession) -> None:
+    def _trials_at_once(self, plan: Plan, cluster: Cluster) -> int:
+        """As many as the user wants; or one for each node that can hold one, where none of them takes several nodes."""
+        wanted, there = self.experiment.concurrency, 1
+        if self.experiment.address is None or plan.needs is None or wanted == 1:
+            return 1
+        if wanted is None and not on_one_node(plan.needs, plan.space.configurations, cluster.all_nodes):
+            return 1
+        there = homes(plan.needs, plan.space.configurations)
+        if wanted is not None and wanted > there:
+            self._say(f"{wanted} trials at the same time were asked for; {there} of the nodes can hold one now")
+        return max(1, there if wanted is None else wanted)
+
+    def _run_tune(self, session: SearchSession, at_once: int) -> None:
         from ray import tune
 
         from morphling_ray.search.ray_searcher import SessionSearcher
 
         searcher = SessionSearcher(session, on_ask=self._on_ask, on_trial=self._on_trial)
-        lanes = [self._lane_name(i) for i in range(self.experiment.concurrency)]
+        name = self._lanes_name
 
         def trial(config: dict[str, Any]) -> None:
             import ray
 
             # A trial holds no CPU (that is the replicas'), and a worker runs one trial after another.
-            lane = ray.get_actor(lanes[config["number"] % len(lanes)], namespace=NAMESPACE)
-            tune.report({**ray.get(lane.measure.remote(config)), "number": config["number"]})
+            lanes = ray.get_actor(name, namespace=NAMESPACE)
+            tune.report({**ray.get(lanes.measure.remote(config)), "number": config["number"]})
 
         tuner = tune.Tuner(
             tune.with_resources(trial, tune.PlacementGroupFactory([{"CPU": 0, "memory": 1}])),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 num_samples=-1,  # the session says when it is over
-                max_concurrent_trials=len(lanes),
+                max_concurrent_trials=at_once,
                 reuse_actors=True,
                 trial_dirname_creator=lambda t: f"trial-{t.trial_id}",
             ),
@@ -172,15 +197,16 @@ class Run:
             return None
         self._say("MLPerf LoadGen measures the recommendation once more, in about a minute")
         try:
-            found: dict[str, Any] = ray.get(self._lanes[0].cross_check.remote(0, outcome.configuration))
+            found: dict[str, Any] = ray.get(self._lanes.cross_check.remote(0, outcome.configuration))
         except ray.exceptions.RayError as error:
             self._say(f"MLPerf LoadGen failed: {' '.join(str(error).split())[-300:]}")
             return None
         return found
 
-    def _lane_name(self, index: int) -> str:
+    @property
+    def _lanes_name(self) -> str:
         """Unique on a cluster that several people use."""
-        return f"lane-{self.directory.path.name}-{os.getpid()}-{index}"
+        return f"lanes-{self.directory.path.name}-{os.getpid()}"
 
     def _on_ask(self, ask: Ask) -> None:
         self._asked[ask.number] = ask, self.seconds
@@ -209,13 +235,13 @@ class Run:
         import ray
 
         while not self._released.wait(POLL_S):
-            for lane in self._lanes:
-                try:
-                    doing = ray.get(lane.stage.remote(), timeout=5.0)
-                except Exception:  # noqa: BLE001  a lane that does not answer is the trial's problem, not the display's
-                    continue
-                if doing is not None and doing[0] in self._asked and self._show is not None:
-                    self._show.stage(*doing)
+            try:
+                doing = ray.get(self._lanes.stages.remote(), timeout=5.0)
+            except Exception:  # noqa: BLE001  what does not answer is the trials' problem, not the display's
+                continue
+            for number, stage in doing:
+                if number in self._asked and self._show is not None:
+                    self._show.stage(number, stage)
 
     def release(self, *, in_a_hurry: bool) -> None:
         """Takes down what was put up: everything on a local cluster, on another one what is ours."""
@@ -232,11 +258,10 @@ class Run:
     def _leave_cluster(self, *, in_a_hurry: bool) -> None:
         import ray
 
-        for lane in self._lanes:
-            try:
-                ray.get(lane.close.remote(), timeout=2.0 if in_a_hurry else 20.0)
-            except Exception:  # noqa: BLE001  a lane in the middle of a trial does not answer; its actors end with it
-                ray.kill(lane)
+        if self._lanes is not None:
+            with suppress(Exception):  # a lane in the middle of a trial does not answer; its actors end with it
+                ray.get(self._lanes.close.remote(), timeout=2.0 if in_a_hurry else 20.0)
+            ray.kill(self._lanes)
         if self._target.needs_serve:
             from morphling_ray.serving.deployment import leave_serve
 
@@ -265,9 +290,9 @@ class Run:
             scale = (result["copies"] or 1, result["ongoing_requests"])
             text = self._target.serve_config(result["configuration"], header, scale=scale)
             if text is not None:
-                self.directory.write_text("serve_config.yaml", text)
+                self.directory.write_text("serve_config.yaml", text, private=has_secrets(text))
                 if difference := self._target.difference(text):
-                    self.directory.write_text(DIFFERENCE, difference)
+                    self.directory.write_text(DIFFERENCE, masked(difference))
         self.directory.write_recommendation(result)
         self.directory.write_text("report.html", render(self.directory.path))
         short = ("run_dir", "configuration", "peak_rps", "objective", "objective_name", "cost_per_hour", "p99_s")

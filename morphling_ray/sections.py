@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
+from morphling_ray.masking import masked
 from morphling_ray.objective import Slo
 from morphling_ray.store import to_yaml
 from morphling_ray.summary import Summary
@@ -152,11 +153,13 @@ def deploy(summary: Summary) -> str:
     """The Serve config, to copy, and the commands that take it."""
     if not summary.serve_config:
         return ""
+    shown = masked(summary.serve_config)
+    hidden = "<p>Secrets are left out here; the file has them.</p>\n" if shown != summary.serve_config else ""
     return (
         "<p>Save this as <code>serve_config.yaml</code> (it also lies beside this report). On this machine:</p>\n"
         "<pre><code>serve run serve_config.yaml</code></pre>\n<p>On a Ray cluster that is running:</p>\n"
         "<pre><code>serve deploy serve_config.yaml</code></pre>\n"
-        f'<pre id="serve-config" class=copy tabindex=0><code>{esc(summary.serve_config)}</code></pre>'
+        f'{hidden}<pre id="serve-config" class=copy tabindex=0><code>{esc(shown)}</code></pre>'
     )
 
 

@@ -78,6 +78,9 @@ class RunDirectory:
             raise InputError(f"run directory {path} does not exist" if not path.exists() else f"{path} is not a folder")
         if not _is_ours(path):
             raise StoreError(f"{path} is not a run directory: it has no experiment.yaml with the key {MARKER}")
+        for half in path.glob(".*.tmp"):
+            if not Path("/proc", half.name.split(".")[-2]).exists():  # of a process that was killed while it wrote
+                half.unlink(missing_ok=True)
         return cls(path)
 
     @classmethod
@@ -180,8 +183,13 @@ class RunDirectory:
             raise StoreError(f"{target} cannot be read: expected an object, got {type(data).__name__}")
         return data
 
-    def write_text(self, name: str, text: str) -> None:
+    def write_text(self, name: str, text: str, *, private: bool = False) -> None:
         """Writes a whole file: readers see the old text or the new one, never a part.
+
+        Args:
+            name: Of the file.
+            text: What is in it.
+            private: Nobody but its owner may read it.
 
         Raises:
             StoreError: It cannot be written.
@@ -189,7 +197,7 @@ class RunDirectory:
         if Path(name).name != name:
             raise ValueError(f"`name` must be a file name without a folder, got {name!r}")
         try:
-            _write_atomically(self._path / name, text)
+            _write_atomically(self._path / name, text, 0o600 if private else None)
         except OSError as error:
             raise StoreError(f"{self._path / name} cannot be written: {_why(error)}") from error
 
@@ -264,10 +272,12 @@ def _new_folder(parent: Path, name: str) -> Path:
             raise InputError(f"run directory {path} cannot be made: {_why(error)}; {_OTHER}") from error
 
 
-def _write_atomically(target: Path, text: str) -> None:
+def _write_atomically(target: Path, text: str, mode: int | None = None) -> None:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -5,6 +5,7 @@ Two kinds, alike to everything else: a Serve application, and a task of a record
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -37,6 +38,7 @@ class Plan:
         make_evaluator: Called in the lane's process with `arguments`.
         arguments: Keyword arguments.
         notes: What the user should know about the plan.
+        needs: Ray resources of each replica of a configuration; None where nothing is served.
     """
 
     space: SearchSpace
@@ -46,6 +48,7 @@ class Plan:
     make_evaluator: Callable[..., Any]
     arguments: dict[str, Any]
     notes: tuple[str, ...] = ()
+    needs: Callable[[Configuration], list[dict[str, float]]] | None = None
 
 
 class Target(Protocol):
@@ -53,8 +56,12 @@ class Target(Protocol):
 
     needs_serve: bool
 
-    def plan(self, cluster: Cluster) -> Plan:
+    def plan(self, cluster: Cluster, *, one_node: bool = False) -> Plan:
         """What to search on this cluster.
+
+        Args:
+            cluster: What there is.
+            one_node: Leave out what takes several nodes.
 
         Raises:
             InputError: The cluster lacks what the space asks for.
@@ -160,19 +167,24 @@ class ServeTarget:
             say = f"costs are by AWS's prices (--prices aws), since the paper's have none for {', '.join(unknown)}"
             self._price_notes = (say,)
 
-    def start_serve(self) -> bool:
-        """Starts Serve on the cluster where it does not run yet; whether it did, and Serve so is ours to shut down."""
+    def start_serve(self, *, everywhere: bool = False) -> bool:
+        """Starts Serve on the cluster where it does not run yet; whether it did, and Serve so is ours to shut down.
+
+        Args:
+            everywhere: Requests come from all nodes.
+        """
         from morphling_ray.serving.deployment import start_serve
 
-        ours, self.root_url = start_serve(proxy=self.proxy, grpc_servicer=self._experiment.grpc_servicer)
+        servicer = self._experiment.grpc_servicer
+        ours, self.root_url = start_serve(proxy=self.proxy, grpc_servicer=servicer, everywhere=everywhere)
         return ours
 
-    def plan(self, cluster: Cluster) -> Plan:
+    def plan(self, cluster: Cluster, *, one_node: bool = False) -> Plan:
         """See `Target`."""
         from morphling_ray.evaluate.online import OnlineEvaluator
         from morphling_ray.serving.default_space import default_space
         from morphling_ray.serving.knobs import check_knobs, undeclared_limits
-        from morphling_ray.serving.serve_config import replica_resources, total
+        from morphling_ray.serving.serve_config import fit, replica_resources, total
 
         space = self._declared or default_space(self.facts, cluster.largest_cpus)
         check_knobs(space.knobs, self.facts)
@@ -183,7 +195,9 @@ class ServeTarget:
         held = [
             c
             for c, each, needed in zip(space.configurations, replicas, needs, strict=True)
-            if cluster.can_hold(needed) and all(replica["CPU"] <= cluster.largest_cpus for replica in each)
+            if cluster.can_hold(needed)
+            and all(replica["CPU"] <= cluster.largest_cpus for replica in each)
+            and (not one_node or any(fit(each, [node]) for node in cluster.all_nodes))
         ]
         if not held:
             raise InputError(
@@ -191,9 +205,10 @@ class ServeTarget:
             )
         notes: tuple[str, ...] = ()
         if len(held) < len(space):
-            notes = (f"{len(space) - len(held)} of {len(space)} configurations need more than the cluster has",)
+            what = "one node" if one_node else "the cluster"
+            notes = (f"{len(space) - len(held)} of {len(space)} configurations need more than {what} has",)
             space = SearchSpace(space.knobs, space.constraints, held)
-        present, more = self._present(space, cluster)
+        present, more = self._present(space, cluster, one_node=one_node)
         notes += more
         if raised := undeclared_limits(space.knobs, self.facts):
             notes += (
@@ -225,9 +240,11 @@ class ServeTarget:
                 "own_ray": cluster.local,
                 "seed": self._experiment.seed,
                 "startup_timeout_s": self._experiment.startup_timeout,
+                "node_timeout_s": self._experiment.node_timeout if cluster.to_come else 0.0,
                 "space": space,
             },
             notes=notes,
+            needs=partial(replica_resources, self.facts),
         )
 
     def _gpu_type(self, cluster: Cluster) -> str | None:
@@ -244,17 +261,22 @@ class ServeTarget:
             return None
         return kind
 
-    def _present(self, space: SearchSpace, cluster: Cluster) -> tuple[Configuration | None, tuple[str, ...]]:
+    def _present(
+        self, space: SearchSpace, cluster: Cluster, *, one_node: bool
+    ) -> tuple[Configuration | None, tuple[str, ...]]:
         """The application's present configuration, where it is known and fits, and what is to be said of it."""
         from morphling_ray.serving.knobs import present_configuration
-        from morphling_ray.serving.serve_config import replica_resources, total
+        from morphling_ray.serving.serve_config import fit, replica_resources, total
 
         present = present_configuration(space.knobs, self.facts)
         if present is None or present in space:
             return present, ()
         if self._experiment.max_trials < ENOUGH_TRIALS:
             return None, ()
-        if not cluster.can_hold(total(replica_resources(self.facts, present))):
+        replicas = replica_resources(self.facts, present)
+        if not cluster.can_hold(total(replicas)) or (
+            one_node and not any(fit(replicas, [n]) for n in cluster.all_nodes)
+        ):
             return None, ("the present configuration needs more than the cluster has: it is not measured",)
         return present, ("the present configuration is not in the space: it is measured, to be compared with",)
 
@@ -308,7 +330,7 @@ class ReplayTarget:
         self._surface = surfaces.task(task)
         self._objective: ExpressionObjective = surfaces.objective(experiment.objective_name or "", task)
 
-    def plan(self, cluster: Cluster) -> Plan:
+    def plan(self, cluster: Cluster, *, one_node: bool = False) -> Plan:
         """See `Target`."""
         from morphling_ray.evaluate.replay import ReplayEvaluator
 

@@ -84,18 +84,26 @@ def tune(folder: Path, *arguments: str, timeout_s: float = 180.0, python: str | 
     return run(folder, "morphling_ray.tune", *arguments, timeout_s=timeout_s, python=python)
 
 
-@contextmanager
-def cluster(home: Path, *options: str) -> Iterator[str]:
-    """A Ray cluster of one node, as somebody else has started it; its address."""
+def free_port() -> int:
+    """Of TCP, on which nobody listens now."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port: int = free.getsockname()[1]
+        return port
+
+
+@contextmanager
+def cluster(
+    home: Path, *options: str, variables: dict[str, str] | None = None, port: int | None = None
+) -> Iterator[str]:
+    """A Ray cluster of one node, as somebody else has started it; its address."""
+    port = port or free_port()
     home.mkdir(exist_ok=True)
     before = ray_processes()
     always = ["--head", f"--port={port}", "--include-dashboard=false", "--disable-usage-stats"]
     process = subprocess.Popen(
         [str(Path(sys.executable).with_name("ray")), "start", "--block", *always, *options],
-        env=environment(home),
+        env={**environment(home), **(variables or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

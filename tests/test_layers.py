@@ -11,6 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "morphling_ray"
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "masking": set(),
+    "autoscaler": {"errors"},
     "expressions": {"errors"},
     "space": {"errors", "expressions"},
     "measurement": {"errors", "space"},
@@ -26,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # What a run is told with: these may import each other.
 TELLING = {"console", "progress", "report", "sections", "tables", "plots", "svg", "summary", "wording"}
-MAY_IMPORT |= {name: {"errors", "space", "measurement", "objective", "store"} | TELLING for name in TELLING}
+MAY_IMPORT |= {name: {"errors", "masking", "space", "measurement", "objective", "store"} | TELLING for name in TELLING}
 ENTRY_POINTS = {
     *("__init__", "__main__", "tune", "record", "train", "experiment", "cluster", "environment"),
     *("target", "run", "outcome", "preview"),
@@ -38,9 +40,9 @@ RAY = {
         "load/driver.py",
         *("load/client.py", "load/crew.py", "load/loadgen.py"),
         "evaluate/stand.py",
-        "evaluate/lane.py",
+        "evaluate/lanes.py",
     ),
-    *("run.py", "cluster.py"),
+    *("run.py", "cluster.py", "autoscaler.py"),
 }
 RAY_FOLDERS = {"serving"}
 TORCH_FOLDERS = {"meta", "search", "serving"}

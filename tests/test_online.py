@@ -209,6 +209,31 @@ def test_a_replica_that_was_replaced_gets_the_settings_again(served: tuple[Any, 
 
 
 @pytest.mark.parametrize("served", [("md1", {"cpu_cores": [1]})], indirect=True)
+def test_a_load_driver_that_is_lost_is_replaced(served: tuple[Any, Any]) -> None:
+    """Fails if the death of a driver is taken for the application's, or breaks all trials that follow."""
+    import ray
+
+    _, evaluator = served
+    lost: list[Any] = []
+
+    def lose(text: str) -> None:
+        (driver,) = evaluator.stand.crew._drivers
+        if text == "warming up" and len(lost) < most and driver not in lost:
+            lost.append(driver)
+            ray.kill(driver)
+
+    most = 1
+    found = evaluator.measure({"cpu_cores": 1}, progress=lose)
+    assert found.feasible, found.infeasible_because
+    assert found.notes[0] == "attempt 1 was voided: a load driver was lost while it measured"
+    most = 3
+    found = evaluator.measure({"cpu_cores": 1}, progress=lose)
+    assert found.infeasible_because == "the load drivers were lost, twice"
+    ray.kill(evaluator.stand.crew._drivers[0])  # between two trials
+    assert evaluator.measure({"cpu_cores": 1}).feasible
+
+
+@pytest.mark.parametrize("served", [("md1", {"cpu_cores": [1]})], indirect=True)
 def test_another_server_is_measured_by_plain_probes(served: tuple[Any, Any]) -> None:
     """Fails if the twin is taken to hold, or if the peak is off: 9 ms each keep 60 ms in 99 % up to 75 RPS."""
     _, evaluator = served

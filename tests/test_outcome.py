@@ -23,7 +23,7 @@ class Target:
 
     needs_serve = True
 
-    def plan(self, cluster: Any) -> Plan:
+    def plan(self, cluster: Any, *, one_node: bool = False) -> Plan:
         raise AssertionError("not called")
 
     def cost_per_hour(self, configuration: Configuration) -> float:

@@ -8,8 +8,6 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-import ray
-
 from morphling_ray.evaluate import Evaluator
 from morphling_ray.measurement import Measurement
 from morphling_ray.space import Configuration
@@ -60,7 +58,7 @@ class Lane:
                         progress=say,
                     ),
                 )
-        except Exception as error:  # noqa: BLE001  a lost node or a dead driver ends this trial, not the search
+        except Exception as error:  # noqa: BLE001  whatever it is ends this trial, not the search
             reason = f"the measurement failed: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
             measured = tuple(
                 Measurement(configuration=side["configuration"], infeasible_because=reason)
@@ -94,12 +92,3 @@ class Lane:
     def close(self) -> None:
         """Takes down what the evaluator put up."""
         self._evaluator.close()
-
-
-def start_lane(name: str, make_evaluator: Any, arguments: dict[str, Any]) -> Any:
-    """Starts a named lane on this node; two calls may run at once, so that `stage` answers during `measure`."""
-    return (
-        ray.remote(Lane)
-        .options(name=name, namespace=NAMESPACE, num_cpus=0, max_concurrency=2, lifetime=None)
-        .remote(make_evaluator, arguments)
-    )

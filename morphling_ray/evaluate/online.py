@@ -40,10 +40,13 @@ class OnlineEvaluator:
         root_url: Where Serve's proxy takes requests; None for requests through the Serve handle.
         seed: Of the arrival schedules.
         startup_timeout_s: A candidate that is not up by then is infeasible.
+        node_timeout_s: So is one that has waited that long for nodes of an autoscaler; 0: there is none.
         space: A measurement may also tell of other configurations of it, and be of the one among those that differ in
             batch settings alone that serves best. None: each is measured by itself.
         closed_loop: Load is a number of requests in flight instead of Poisson arrivals.
         own_ray: See `Stand`.
+        home: Suffix of the application's name, and the node where its replicas have to be; None: it is the only one.
+        turns: See `Deployer`.
     """
 
     def __init__(
@@ -55,13 +58,28 @@ class OnlineEvaluator:
         root_url: str | None,
         seed: int,
         startup_timeout_s: float = 120.0,
+        node_timeout_s: float = 0.0,
         space: SearchSpace | None = None,
         closed_loop: bool = False,
         own_ray: bool = False,
+        home: tuple[str, str] | None = None,
+        turns: Any = None,
     ) -> None:
+        suffix, node_id = home if home is not None else ("", None)
         self._slo = slo
         self._seed = seed
-        self.stand = Stand(facts, slo, source, root_url=root_url, startup_timeout_s=startup_timeout_s, own_ray=own_ray)
+        self.stand = Stand(
+            facts,
+            slo,
+            source,
+            root_url=root_url,
+            startup_timeout_s=startup_timeout_s,
+            node_timeout_s=node_timeout_s if home is None else 0.0,  # it has its node
+            own_ray=own_ray,
+            suffix=suffix,
+            node_id=node_id,
+            turns=turns,
+        )
         foreseen = space is not None and not closed_loop and not slo.streaming  # batches of tokens are not foretold
         self._twin = BatchingTwin(facts, slo, self.stand.crew, space) if foreseen and space is not None else None
         self._plain = PlainProbes(slo, self.stand, self._twin, closed_loop=closed_loop)

@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
-from ray._private.state import available_resources_per_node
 
 from morphling_ray.evaluate.attempt import Attempt
 from morphling_ray.load.client import GRPC
@@ -18,7 +18,7 @@ from morphling_ray.objective import Slo
 from morphling_ray.serving.application import ApplicationFacts
 from morphling_ray.serving.control import ReplicaBatcher, gpu_use
 from morphling_ray.serving.daemons import keep_on
-from morphling_ray.serving.deployment import Deployer, DeploymentFailed, Replica, is_local
+from morphling_ray.serving.deployment import Deployer, DeploymentFailed, Replica, free_room, is_local
 from morphling_ray.serving.failures import last_words, of_requests, under_load
 from morphling_ray.serving.knobs import parts_of_gpus
 from morphling_ray.serving.limits import cores_of, pin_process
@@ -48,8 +48,11 @@ class Stand:
         source: What requests send.
         root_url: Where Serve's proxy takes requests; None for requests through the Serve handle.
         startup_timeout_s: A candidate that is not up by then is infeasible.
-        beside: It is served beside the one of another stand.
+        node_timeout_s: See `Deployer`.
+        suffix: Of the application's name and route, where others are served beside it.
         own_ray: The cluster was started for this: its processes keep off the replicas' cores as well.
+        node_id: Where replicas have to be, see `Deployer`; this process is there too, and so are the drivers.
+        turns: See `Deployer`.
     """
 
     def __init__(
@@ -60,19 +63,31 @@ class Stand:
         *,
         root_url: str | None,
         startup_timeout_s: float,
+        node_timeout_s: float = 0.0,
         own_ray: bool = False,
-        beside: bool = False,
+        suffix: str = "",
+        node_id: str | None = None,
+        turns: Any = None,
     ) -> None:
-        self._own_ray = own_ray
+        self._own_ray, self._suffix, self._turns = own_ray, suffix, turns
+        self._home = node_id
         self._facts, self._slo, self._source = facts, slo, source
         self._root_url, self._startup_timeout_s = root_url, startup_timeout_s
         name, prefix = APP_NAME, facts.route_prefix
-        if beside:
-            name, prefix = f"{APP_NAME}-{BESIDE}", f"/{BESIDE}{prefix}".rstrip("/")
+        if suffix:
+            name, prefix = f"{APP_NAME}-{suffix}", f"/{suffix}{prefix}".rstrip("/")
             if root_url is not None and not root_url.startswith(GRPC):
-                root_url += f"/{BESIDE}"
-        self.deployer = Deployer(facts, startup_timeout_s=startup_timeout_s, app_name=name, route_prefix=prefix)
-        self.crew = Crew(name, source, root_url, slo)
+                root_url += f"/{suffix}"
+        self.deployer = Deployer(
+            facts,
+            startup_timeout_s=startup_timeout_s,
+            node_timeout_s=node_timeout_s,
+            app_name=name,
+            route_prefix=prefix,
+            node_id=node_id,
+            turns=turns,
+        )
+        self.crew = Crew(name, source, root_url, slo, node_id)
         self.replicas: list[Replica] = []
         self._node_id = ray.get_runtime_context().get_node_id()
         self._all_cores = sorted(os.sched_getaffinity(0))
@@ -91,6 +106,7 @@ class Stand:
         Raises:
             DeploymentFailed: See `Deployer.deploy`; nothing is up then.
         """
+        self.crew.mend()
         before = self.replicas
         try:
             self.replicas = self.deployer.deploy(configuration)
@@ -116,7 +132,9 @@ class Stand:
             except DeploymentFailed as failure:
                 attempt.details["log"] = failure.log[-4000:]
                 return failure.reason
-        attempt.details["replicas"] = [{"pid": r.pid, "cores": cores_of(r.pid)} for r in self.replicas]
+        attempt.details["replicas"] = [
+            {"node": r.node_id, "pid": r.pid, "cores": cores_of(r.pid)} for r in self.replicas
+        ]
         attempt.details["kept_off_their_cores"] = ["the load driver"] * (not self.shared) + self._moved
         asked = sum(each["CPU"] for each in replica_resources(self._facts, attempt.configuration))
         if self.shared and crowded(asked, len(self._all_cores)):
@@ -175,7 +193,7 @@ class Stand:
         return self.deployer.replicas() == self.replicas and not self._dead()
 
     def steady(self, measure: Callable[[], Measurement], attempt: Callable[[], Attempt]) -> Measurement:
-        """A measurement by the same replicas from its beginning to its end: otherwise it is void, and made once more.
+        """A measurement of the same replicas by the same drivers to its end: otherwise it is void, and made once more.
 
         Args:
             measure: Makes it.
@@ -188,7 +206,10 @@ class Stand:
                 if not self.replicas or self.intact():
                     self._read_gpus(attempt())
                     return measurement
-            except Exception:  # a replica that is gone may show anywhere
+            except Exception:  # what is gone may show anywhere
+                if self.crew.mend():
+                    attempt().notes.append(f"attempt {number} was voided: a load driver was lost while it measured")
+                    continue
                 if not self.replicas or self.intact():
                     raise
             attempt().notes.append(f"attempt {number} was voided: a replica was replaced while it was measured")
@@ -196,6 +217,8 @@ class Stand:
                 words = self._last_words()
                 self._clear()
         ended = attempt()
+        if self.replicas and self.intact():
+            return ended.measurement(infeasible_because="the load drivers were lost, twice")
         error = next((p.reason for p in ended.probes[::-1] if p.errors), "")
         ended.details["log"] = words
         return ended.measurement(infeasible_because=under_load(error, largest_batch(ended.configuration, 1)))
@@ -237,7 +260,9 @@ class Stand:
             root_url=self._root_url,
             startup_timeout_s=self._startup_timeout_s,
             own_ray=self._own_ray,
-            beside=True,
+            suffix=f"{self._suffix}-{BESIDE}".lstrip("-"),
+            node_id=self._home,
+            turns=self._turns,
         )
         other._all_cores = self._all_cores  # this process may be confined by now
         try:
@@ -280,7 +305,7 @@ class Stand:
         """Whether nodes have what its replicas ask for, each on one node; two candidates never share a GPU."""
         if self._parts_of_gpus or parts_of_gpus(self._facts, configuration):
             return False
-        return fit(replica_resources(self._facts, configuration), available_resources_per_node().values())
+        return fit(replica_resources(self._facts, configuration), free_room(self._home))
 
 
 def crowded(asked: float, cores: int) -> bool:

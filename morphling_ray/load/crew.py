@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from morphling_ray.load.driver import RequestSource, ServeLoadDriver
 from morphling_ray.load.window import Record, judge, together
@@ -28,12 +29,16 @@ class Crew:
         source: What requests send.
         root_url: Where the HTTP proxy listens; None to go through the Serve handle.
         slo: What windows are judged by.
+        node_id: Where the drivers have to be; None: anywhere.
     """
 
-    def __init__(self, app_name: str, source: RequestSource, root_url: str | None, slo: Slo) -> None:
+    def __init__(
+        self, app_name: str, source: RequestSource, root_url: str | None, slo: Slo, node_id: str | None = None
+    ) -> None:
         self._arguments = app_name, source, root_url
         self._environment = {**ENVIRONMENT, **python_path(source.folder)}
         self._slo = slo
+        self._where = NodeAffinitySchedulingStrategy(node_id, soft=False) if node_id is not None else "DEFAULT"
         self.cores: list[int] = []
         """Which all drivers keep to; empty: any."""
         self._drivers: list[Any] = []
@@ -94,6 +99,14 @@ class Crew:
         """Waits until the server is done with what was given up; see `LoadDriver.drain`."""
         ray.get(self._drivers[0].drain.remote(self._slo))
 
+    def mend(self) -> bool:
+        """Puts new drivers in the place of those whose process is gone; whether there were any."""
+        lost = [driver for driver in self._drivers if not _lives(driver)]
+        self._drivers = [driver for driver in self._drivers if driver not in lost]
+        for _ in lost:
+            self._add()
+        return bool(lost)
+
     def close(self) -> None:
         """Ends all drivers."""
         for driver in self._drivers:
@@ -102,9 +115,22 @@ class Crew:
     def _add(self) -> None:
         driver = (
             ray.remote(ServeLoadDriver)
-            .options(num_cpus=0, max_concurrency=4, runtime_env={"env_vars": self._environment})
+            .options(
+                num_cpus=0,
+                max_concurrency=4,
+                runtime_env={"env_vars": self._environment},
+                scheduling_strategy=self._where,
+            )
             .remote(*self._arguments, streaming=self._slo.streaming)
         )
         if self.cores:
             ray.get(driver.pin.remote(self.cores))
         self._drivers.append(driver)
+
+
+def _lives(driver: Any) -> bool:
+    try:
+        ray.get(driver.__ray_ready__.remote())
+    except ray.exceptions.RayActorError:
+        return False
+    return True

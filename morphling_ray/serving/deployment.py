@@ -8,7 +8,8 @@ a second for the same. A change of resources starts new replicas.
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,8 @@ from morphling_ray.space import Configuration
 
 POLL_S = 0.02
 END_MPS_S = 60.0
+GONE_S = 60.0  # until an application that is taken down is thought to be gone
+NODE_LABEL = "ray.io/node-id"  # by which Ray itself labels every node
 BROADCAST_S = 10.0  # until every replica must have taken new settings
 
 
@@ -62,10 +65,14 @@ class Deployer:
 
     Args:
         facts: The application.
-        startup_timeout_s: A candidate that is not up by then has failed.
+        startup_timeout_s: A candidate that is not up by then, once all its replicas have a node, has failed.
+        node_timeout_s: So has one for which the autoscaler has no nodes until then; 0 where there is no autoscaler.
         clock: Monotonic seconds.
         app_name: Its name in Serve.
         route_prefix: Where it takes HTTP.
+        node_id: Where its replicas have to be; None: anywhere.
+        turns: The actor (`begin_turn`, `end_turn`) that lets one at a time change what Serve serves; None: this is the
+            only one.
     """
 
     def __init__(
@@ -73,13 +80,17 @@ class Deployer:
         facts: ApplicationFacts,
         *,
         startup_timeout_s: float,
+        node_timeout_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
         app_name: str = APP_NAME,
         route_prefix: str = "/",
+        node_id: str | None = None,
+        turns: Any = None,
     ) -> None:
         self._facts = facts
         self._name, self._route_prefix = app_name, route_prefix
-        self._startup_timeout_s = startup_timeout_s
+        self._node_id, self._turns = node_id, turns
+        self._startup_timeout_s, self._node_timeout_s = startup_timeout_s, node_timeout_s
         self._clock = clock
         self._client: Any = _get_global_client()
         self._up: dict[str, Any] | None = None  # what the live replicas are set to
@@ -100,7 +111,7 @@ class Deployer:
             self._reconfigure(before, config)
         else:
             if before is not None and not self._grows_into_free_room(configuration):
-                self._client.delete_apps([self._name], blocking=True)
+                self.delete(wait=True)
             self._replicas = self._apply(config, expected_replicas(self._facts, configuration))
             self._configuration = configuration
             if self._told is not None:  # a replica that Serve keeps is still set to what it was set to directly
@@ -117,7 +128,7 @@ class Deployer:
         """
         now, then = (resources(self._facts, c) for c in (self._configuration, configuration))
         more = [needed for name, (count, needed) in then.items() for _ in range(count - now[name][0])]
-        return fit(more, available_resources_per_node().values())
+        return fit(more, free_room(self._node_id))
 
     def changes_live(self, one: Configuration, other: Configuration) -> bool:
         """Whether the same replicas serve both configurations, one after the other."""
@@ -128,6 +139,9 @@ class Deployer:
         for deployment in config["deployments"]:
             # Requests of an ended probe are of no interest, so the replica before need not finish them.
             deployment.update(graceful_shutdown_wait_loop_s=0.05, graceful_shutdown_timeout_s=1.0)
+            if self._node_id is not None:
+                selector = deployment.setdefault("ray_actor_options", {}).setdefault("label_selector", {})
+                selector[NODE_LABEL] = self._node_id
         return config
 
     def _reconfigure(self, before: dict[str, Any], config: dict[str, Any], *, always: bool = False) -> None:
@@ -158,8 +172,9 @@ class Deployer:
 
     def _apply(self, config: dict[str, Any], expected: int) -> list[Replica]:
         """Has Serve bring the application up as `config` says, in `expected` replicas."""
-        self._client.deploy_apps(ServeDeploySchema.model_validate({"applications": [*self._others(), config]}))
-        deadline = self._clock() + self._startup_timeout_s
+        with self._turn():
+            self._client.deploy_apps(ServeDeploySchema.model_validate({"applications": [*self._others(), config]}))
+        began = placed = self._clock()
         while True:
             application = self._details()
             status = str(getattr(application.get("status"), "value", application.get("status")))
@@ -168,11 +183,13 @@ class Deployer:
                 return replicas
             if log := _failure(application, status):
                 raise DeploymentFailed(on_load(log), log)
-            if self._clock() > deadline:
-                raise DeploymentFailed(
-                    f"start-up timeout: not up after {self._startup_timeout_s:g} s",
-                    "\n".join(d["message"] for d in application.get("deployments", {}).values()),
-                )
+            now, log = self._clock(), "\n".join(d["message"] for d in application.get("deployments", {}).values())
+            if now - began < self._node_timeout_s and _placed(application) < expected:
+                placed = now
+            if now - placed > self._startup_timeout_s:
+                raise DeploymentFailed(f"start-up timeout: not up after {self._startup_timeout_s:g} s", log)
+            if 0 < self._node_timeout_s < now - began and _placed(application) < expected:
+                raise DeploymentFailed(f"no node: the autoscaler had none after {self._node_timeout_s:g} s", log)
             time.sleep(POLL_S)
 
     def replicas(self) -> list[Replica]:
@@ -182,7 +199,23 @@ class Deployer:
     def delete(self, *, wait: bool) -> None:
         """Takes the application down."""
         self._up = self._told = None
-        self._client.delete_apps([self._name], blocking=wait)
+        with self._turn():
+            self._client.delete_apps([self._name], blocking=False)
+        deadline = self._clock() + GONE_S
+        while wait and self._details() and self._clock() < deadline:
+            time.sleep(POLL_S)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Nobody else of this run changes what Serve serves meanwhile."""
+        if self._turns is None:
+            yield
+            return
+        ray.get(self._turns.begin_turn.remote(self._name))
+        try:
+            yield
+        finally:
+            ray.get(self._turns.end_turn.remote(self._name))
 
     def _details(self) -> dict[str, Any]:
         applications = self._client.get_serve_details()["applications"]
@@ -195,8 +228,14 @@ class Deployer:
         return [
             a["deployed_app_config"]
             for name, a in applications.items()
-            if name != self._name and a.get("deployed_app_config")
+            if name != self._name and a.get("deployed_app_config") and "DELETING" not in str(a.get("status"))
         ]
+
+
+def free_room(node_id: str | None) -> list[dict[str, float]]:
+    """Resources that nobody holds, of each node or of one."""
+    free = available_resources_per_node()
+    return [dict(room) for name, room in free.items() if node_id in (None, name)]
 
 
 def free_port() -> int:
@@ -207,12 +246,15 @@ def free_port() -> int:
         return port
 
 
-def start_serve(*, proxy: str | None = None, grpc_servicer: str | None = None) -> tuple[bool, str | None]:
+def start_serve(
+    *, proxy: str | None = None, grpc_servicer: str | None = None, everywhere: bool = False
+) -> tuple[bool, str | None]:
     """Starts Serve where it does not run yet; with a proxy only where requests go through one.
 
     Args:
         proxy: `http`, `grpc`, or None for the Serve handle.
         grpc_servicer: `module:function` that adds the service to a gRPC server.
+        everywhere: There is a proxy on every node.
 
     Returns:
         Whether it was started here (and so is ours to shut down), and where the proxy listens, as `load.client.connect`
@@ -225,7 +267,8 @@ def start_serve(*, proxy: str | None = None, grpc_servicer: str | None = None) -
     elif ours:
         options = grpc_options(free_port(), grpc_servicer) if grpc_servicer is not None else None
         http = {"host": "127.0.0.1", "port": free_port()}
-        serve.start(proxy_location="HeadOnly", http_options=http, grpc_options=options)
+        location = "EveryNode" if everywhere else "HeadOnly"
+        serve.start(proxy_location=location, http_options=http, grpc_options=options)
     client = _get_global_client()
     if proxy == "grpc":
         return ours, f"grpc://127.0.0.1:{ray.get(client._controller.get_grpc_config.remote()).port}"
@@ -237,7 +280,10 @@ def leave_serve(*, shut_down: bool, wait: bool) -> None:
     if shut_down:
         serve.shutdown()
     else:
-        _get_global_client().delete_apps([APP_NAME], blocking=wait)
+        client = _get_global_client()
+        served = client.get_serve_details()["applications"]
+        ours = [name for name in served if name == APP_NAME or name.startswith(f"{APP_NAME}-")]
+        client.delete_apps(ours, blocking=wait)
     nodes = [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("GPU")]
     end = ray.remote(num_cpus=0)(mps.end_all)
     where = [NodeAffinitySchedulingStrategy(node_id, soft=False) for node_id in nodes]
@@ -262,6 +308,11 @@ def _running(application: dict[str, Any]) -> list[Replica]:
         for r in d["replicas"]
         if str(getattr(r["state"], "value", r["state"])) == "RUNNING" and r.get("pid")
     ]
+
+
+def _placed(application: dict[str, Any]) -> int:
+    """How many replicas have a node, whatever their state."""
+    return sum(bool(r.get("node_id")) for d in application.get("deployments", {}).values() for r in d["replicas"])
 
 
 def _failure(application: dict[str, Any], status: str) -> str:
