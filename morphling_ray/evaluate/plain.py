@@ -76,8 +76,7 @@ class PlainProbes:
             # As many in flight as the SLO leaves room for: more would form batches that no passing rate can form.
             # Of streams as many as fill the batches: they go on for longer than the SLO says.
             room = in_flight if self._slo.streaming else round(warm_rps * self._slo.latency_s)
-            capacity = self._crew.saturate(in_flight=max(2, min(in_flight, room)), window_s=SATURATE_S)
-            attempt.probes.append(capacity)
+            capacity = self._capacity(attempt, max(2, min(in_flight, room)), in_flight)
             if self.failing(capacity):
                 reason = of_requests(capacity.reason, largest_batch(attempt.configuration, 1))
                 return attempt.measurement(infeasible_because=reason)
@@ -89,6 +88,24 @@ class PlainProbes:
         if search.peak_rps > 0 and not search.rejected:
             self._ratios.append(search.peak_rps / capacity.achieved_rps)
         return self.found(attempt, search, capacity_rps=capacity.achieved_rps)
+
+    def _capacity(self, attempt: Attempt, in_flight: int, most: int) -> Probe:
+        """What a closed loop of so many requests is served, or of more where a few were too few.
+
+        While it warms up, a slow server answers too few requests to tell what room there is: those in flight then make
+        small batches, which serve little, which leaves room for small batches. So there it is tried whether twice as
+        many keep the SLO and are served better.
+        """
+        capacity = self._crew.saturate(in_flight=in_flight, window_s=SATURATE_S)
+        attempt.probes.append(capacity)
+        while capacity.requests < LEAST_REQUESTS + in_flight and in_flight < most and not self.failing(capacity):
+            in_flight = min(most, 2 * in_flight)
+            larger = self._crew.saturate(in_flight=in_flight, window_s=SATURATE_S)
+            attempt.probes.append(larger)
+            if larger.achieved_rps <= capacity.achieved_rps or larger.achieved_rps * self._slo.latency_s < in_flight:
+                break
+            capacity = larger
+        return capacity
 
     def find_peak(self, attempt: Attempt, capacity_rps: float) -> PeakSearch:
         """Read off a few windows, or by their verdicts where these cannot be read."""

@@ -1,0 +1,60 @@
+"""Plain probes on a server that is computed: what a closed loop shows at a number of requests in flight."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from morphling_ray.evaluate.attempt import Attempt, Stopwatch
+from morphling_ray.evaluate.plain import PlainProbes
+from morphling_ray.measurement import Probe, Verdict
+from morphling_ray.objective import Slo
+
+
+class Crew:
+    """Drivers of a server whose batch of b takes `base + each * b` seconds, two batches being in flight."""
+
+    def __init__(self, base: float, each: float) -> None:
+        self.base, self.each = base, each
+        self.asked: list[int] = []
+
+    def saturate(self, *, in_flight: int, window_s: float, **how: Any) -> Probe:
+        self.asked.append(in_flight)
+        batch = max(1, in_flight // 2)
+        rate = batch / (self.base + self.each * batch)
+        nothing = dict.fromkeys(("p50_s", "p90_s", "p99_s", "slo_latency_s", "driver_lag_s", "driver_cpu"), 0.0)
+        requests = in_flight + round(max(4.0, rate * window_s))
+        return Probe(
+            kind="saturate",
+            rate_rps=0.0,
+            window_s=window_s,
+            requests=requests,
+            achieved_rps=rate,
+            errors=0,
+            late=0,
+            verdict=Verdict.MET,
+            **nothing,
+        )
+
+
+@pytest.mark.parametrize(
+    ("base", "each", "in_flight", "found", "asked"),
+    [
+        (1.2, 0.01, 6, 48, [6, 12, 24, 48, 64]),  # a batch costs what one costs: as many as the SLO leaves room for
+        (0.0, 0.3, 6, 6, [6, 12]),  # batches are no better
+        (1.0, 0.001, 6, 64, [6, 12, 24, 48, 64]),  # all that fill the batches
+        (0.01, 0.001, 6, 6, [6]),  # quick: many were answered, and the first look was good
+    ],
+)
+def test_a_slow_servers_capacity_is_not_that_of_the_batches_it_warmed_up_with(
+    base: float, each: float, in_flight: int, found: int, asked: list[int]
+) -> None:
+    """Fails if few requests in flight prove that there is room for few only, or if a quick server is asked twice."""
+    crew = Crew(base, each)
+    slo = Slo(latency_s=3.0)
+    plain = PlainProbes(slo, SimpleNamespace(crew=crew), None, closed_loop=False)  # type: ignore[arg-type]
+    attempt = Attempt({"max_batch_size": 32}, Stopwatch(lambda text: None))
+    capacity = plain._capacity(attempt, in_flight, 64)
+    assert crew.asked == asked
+    assert capacity.achieved_rps == pytest.approx(found / 2 / (base + each * found / 2))
+    assert len(attempt.probes) == len(asked)
