@@ -26,6 +26,10 @@ main() {
     compare "${llm[@]}" --searchers $ours --seeds 3 --json "$out/llm-inference-bench.json"
 }
 
+h100() {
+    compare --surfaces experiments/surfaces/h100 --objective rps --objective rps_per_dollar --searchers $ours --seeds 3 --json "$out/h100.json"
+}
+
 robust() {
     local both=(--searchers morphling,gp --seeds 3)
     compare $(rapp) "${both[@]}" --shuffle-prior --json "$out/robust-shuffled-prior.json"
@@ -44,4 +48,4 @@ vizier() {
     compare $(rapp) --searchers morphling,vizier,vizier-transfer --seeds 1 --subset 6 --json "$out/rapp-dev-cost50-6-tasks.json"
 }
 
-for part in ${PARTS:-main robust libraries vizier}; do $part; done
+for part in ${PARTS:-main h100 robust libraries vizier}; do $part; done

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -26,6 +26,7 @@ from morphling_ray.errors import InputError, StoreError
 from morphling_ray.measurement import Probe, Trial
 
 MARKER = "morphling_ray"
+TAIL_BYTES = 2**16  # read at once, from the end
 _OTHER = "give another --run-dir"
 _MEASURED_FIELDS = frozenset(f.name for f in fields(Probe) if f.type in (float, "float"))
 
@@ -129,9 +130,11 @@ class RunDirectory:
         line = json.dumps(plain(trial.to_dict()), allow_nan=False, separators=(",", ":")) + "\n"
         target = self._path / "trials.jsonl"
         try:
-            keep, missing = _end_of_last_trial(target.read_bytes() if target.exists() else b"")
-            with target.open("ab") as file:
+            target.touch()
+            with target.open("r+b") as file:
+                keep, missing = _end_of_last_trial(file)
                 file.truncate(keep)
+                file.seek(keep)
                 file.write(missing + line.encode())
                 file.flush()
                 os.fsync(file.fileno())
@@ -244,16 +247,21 @@ def _trial(line: bytes) -> Trial:
     return Trial.from_dict(data)
 
 
-def _end_of_last_trial(content: bytes) -> tuple[int, bytes]:
+def _end_of_last_trial(file: BinaryIO) -> tuple[int, bytes]:
     """How much of trials.jsonl to keep before the next line, and the end of line that a kill may have cost it."""
-    start = content.rfind(b"\n") + 1
+    size = start = file.seek(0, os.SEEK_END)
+    end = b""
+    while start > 0 and b"\n" not in end:  # only the end is read, however much there is
+        file.seek(start := max(0, start - TAIL_BYTES))
+        end = file.read(size - start)
+    rest = end[end.rfind(b"\n") + 1 :]
     try:
-        if content[start:]:
-            _trial(content[start:])
-            return len(content), b"\n"
+        if rest:
+            _trial(rest)
+            return size, b"\n"
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
-    return start, b""
+    return size - len(rest), b""
 
 
 def _new_folder(parent: Path, name: str) -> Path:

@@ -1,11 +1,13 @@
 """A search that is killed at any moment goes on as if it had not been: nothing is lost, doubled or corrupt."""
 
+import contextlib
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cli
@@ -116,3 +118,46 @@ def test_the_main_job_is_killed_and_goes_on(tmp_path: Path, surfaces: Path) -> N
     ]
     assert again.result["configuration"] == whole.result["configuration"]
     assert again.result["objective"] == whole.result["objective"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of two megabytes; skipped where none may be mounted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no disk may be mounted here")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.mark.serve
+@pytest.mark.timeout(240)
+def test_a_disk_that_fills(tmp_path: Path, surfaces: Path, small_disk: Path) -> None:
+    """Fails if a full disk ends in a traceback, spoils what was written, or cannot be gone on from."""
+    what = ["--replay", str(surfaces), "--task", "large", "--objective-name", "value", "--max-trials", "8"]
+    process = cli.start(tmp_path, "morphling_ray.tune", *what, "--run-dir", str(small_disk / "run"))
+    file, filler, deadline = small_disk / "run" / "trials.jsonl", small_disk / "filler", time.monotonic() + 90
+    while not (file.exists() and len(file.read_bytes().splitlines()) >= 2):
+        assert process.poll() is None, "it has ended before the disk was full"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as rest:
+        while True:
+            rest.write(b"x" * 4096)
+    _, said = process.communicate(timeout=90)
+    assert process.returncode in (0, 2), said
+    if process.returncode == 2:
+        assert "No space left on device" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    kept = RunDirectory.open(small_disk / "run").trials()
+    assert [trial.number for trial in kept] == list(range(1, len(kept) + 1))
+    filler.unlink()
+    again = cli.tune(tmp_path, "--resume", str(small_disk / "run"))
+    assert again.status == 0, again.stderr
+    whole = RunDirectory.open(small_disk / "run").trials()
+    assert [trial.configuration for trial in whole[: len(kept)]] == [trial.configuration for trial in kept]
+    assert len(whole) == 8

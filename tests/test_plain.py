@@ -22,7 +22,9 @@ class Crew:
         self.asked.append(in_flight)
         batch = max(1, in_flight // 2)
         rate = batch / (self.base + self.each * batch)
-        nothing = dict.fromkeys(("p50_s", "p90_s", "p99_s", "slo_latency_s", "driver_lag_s", "driver_cpu"), 0.0)
+        nothing: dict[str, Any] = dict.fromkeys(
+            ("p50_s", "p90_s", "p99_s", "slo_latency_s", "driver_lag_s", "driver_cpu"), 0.0
+        )
         requests = in_flight + round(max(4.0, rate * window_s))
         return Probe(
             kind="saturate",
