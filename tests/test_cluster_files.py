@@ -24,7 +24,7 @@ from morphling_ray.serving.application import inspect_app
 
 AWS, FOLDER = Path("cluster.yaml"), Path("cluster")
 ON_PREMISE, KUBERAY, SERVICE = FOLDER / "on_premise.yaml", FOLDER / "kuberay.yaml", FOLDER / "rayservice.yaml"
-GPUS = {"T4", "V100", "A10G", "H100"}
+GPUS = {"T4", "L4", "A10G", "H100"}
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -64,6 +64,16 @@ def test_every_gpu_type_comes_as_spot_first() -> None:
     profiles = {name: node["node_config"]["IamInstanceProfile"]["Name"] for name, node in types.items()}
     assert profiles.pop("head") == "morphling-ray-head"
     assert set(profiles.values()) == {"morphling-ray-worker"}
+
+
+def test_v100s_are_a_matter_of_taking_out_the_comment_signs() -> None:
+    """Fails if what is commented out is not what works: AWS has them in few regions, and Ray refuses the others."""
+    before, rest = AWS.read_text().split("  # Where yours still has them:\n")
+    commented, after = rest.split("\n\n", 1)
+    config = prepare_config(yaml.safe_load(before + commented.replace("  # ", "  ") + "\n\n" + after))
+    validate_config(config)
+    kinds = {name for node in config["available_node_types"].values() for name in node["resources"]}
+    assert "accelerator_type:V100" in kinds
 
 
 def test_the_account_is_prepared_with_few_rights(tmp_path: Path) -> None:
