@@ -45,14 +45,14 @@ class Seat:
         node_id: Its node; None: it is anywhere, and its replicas may be.
         room: Resources of that node.
         busy: It is measuring.
-        last: Configurations that it has measured.
+        measured: Configurations that it has measured.
     """
 
     actor: Any
     node_id: str | None
     room: dict[str, float]
     busy: bool
-    last: list[str]
+    measured: set[str]
 
     def holds(self, replicas: Sequence[Sequence[dict[str, float]]]) -> bool:
         """Whether each of some configurations, given by what its replicas need, fits on the node."""
@@ -109,7 +109,7 @@ class Lanes:
                 return _failed(sides, f"no node: there has been none for {self._node_timeout_s:g} s", lost)
             try:
                 found: dict[str, str] = await asyncio.wait_for(_result(seat.actor.measure.remote(ask)), self._hang_s)
-                seat.last += [str(side["configuration"]) for side in sides]
+                seat.measured |= {str(json.loads(text)["configuration"]) for text in found.values()}
                 return _noted(found, lost)
             except RayActorError as error:
                 lost.append(f"its lane was lost ({' '.join(str(error).split())[:200]})")
@@ -125,8 +125,14 @@ class Lanes:
         return _failed(sides, f"the trial was lost {len(lost)} times: {lost[-1]}", lost)
 
     async def cross_check(self, number: int, configuration: Configuration) -> dict[str, Any]:
-        """See `Lane.cross_check`: by a lane that has measured the configuration."""
-        seat = next(seat for seat in self._seats if str(configuration) in seat.last)
+        """See `Lane.cross_check`: by a lane that has measured the configuration.
+
+        Raises:
+            LookupError: It is lost.
+        """
+        seat = next((seat for seat in self._seats if str(configuration) in seat.measured), None)
+        if seat is None:
+            raise LookupError("the lane that has measured it is lost")
         found: dict[str, Any] = await _result(seat.actor.cross_check.remote(number, configuration))
         return found
 
@@ -187,7 +193,7 @@ class Lanes:
         arguments, where = self._arguments, {}
         if node_id is not None:
             turns = ray.get_runtime_context().current_actor
-            arguments = {**arguments, "home": (str(self._opened), node_id), "turns": turns}
+            arguments = {**arguments, "home": node_id, "turns": turns}
             where = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
         actor = (
             ray.remote(Lane)
@@ -196,7 +202,7 @@ class Lanes:
             )  # two calls at once, so that `stage` answers during `measure`
             .remote(self._make_evaluator, arguments)
         )
-        seat = Seat(actor, node_id, room, busy=False, last=[])
+        seat = Seat(actor, node_id, room, busy=False, measured=set())
         self._seats.append(seat)
         return seat
 

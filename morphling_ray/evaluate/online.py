@@ -27,6 +27,7 @@ from morphling_ray.serving.application import ApplicationFacts
 from morphling_ray.serving.deployment import DeploymentFailed
 from morphling_ray.space import Configuration, SearchSpace
 
+NAME_LENGTH = 8  # of a node's id, which has 56 hexadecimal digits
 BELOW_FORECAST = 0.9  # share of a foreseen peak at which a real probe must meet the SLO
 
 
@@ -45,7 +46,7 @@ class OnlineEvaluator:
             batch settings alone that serves best. None: each is measured by itself.
         closed_loop: Load is a number of requests in flight instead of Poisson arrivals.
         own_ray: See `Stand`.
-        home: Suffix of the application's name, and the node where its replicas have to be; None: it is the only one.
+        home: Id of the node where the replicas have to be, one of several such evaluators; None: it is the only one.
         turns: See `Deployer`.
     """
 
@@ -62,10 +63,9 @@ class OnlineEvaluator:
         space: SearchSpace | None = None,
         closed_loop: bool = False,
         own_ray: bool = False,
-        home: tuple[str, str] | None = None,
+        home: str | None = None,
         turns: Any = None,
     ) -> None:
-        suffix, node_id = home if home is not None else ("", None)
         self._slo = slo
         self._seed = seed
         self.stand = Stand(
@@ -76,8 +76,8 @@ class OnlineEvaluator:
             startup_timeout_s=startup_timeout_s,
             node_timeout_s=node_timeout_s if home is None else 0.0,  # it has its node
             own_ray=own_ray,
-            suffix=suffix,
-            node_id=node_id,
+            suffix=home[:NAME_LENGTH] if home is not None else "",
+            node_id=home,
             turns=turns,
         )
         foreseen = space is not None and not closed_loop and not slo.streaming  # batches of tokens are not foretold

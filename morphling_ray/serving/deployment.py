@@ -110,7 +110,9 @@ class Deployer:
         if before is not None and same and self._replicas == self.replicas():
             self._reconfigure(before, config)
         else:
-            if before is not None and not self._grows_into_free_room(configuration):
+            # A lane that was lost may have left its application on the node.
+            left_over = before is None and self._node_id is not None and bool(self._details())
+            if left_over or (before is not None and not self._grows_into_free_room(configuration)):
                 self.delete(wait=True)
             self._replicas = self._apply(config, expected_replicas(self._facts, configuration))
             self._configuration = configuration
