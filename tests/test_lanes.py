@@ -181,11 +181,12 @@ def test_a_search_on_two_nodes(nodes: tuple[Any, list[Any]], tmp_path: Path) -> 
 
     cluster, workers = nodes
 
-    @serve.deployment(ray_actor_options={"label_selector": {"ray.io/node-id": workers[0].node_id}})
-    class LeftOver: ...
+    class LeftOver:
+        """By a lane that was lost: it holds the only core of its node."""
 
-    # By a lane that was lost: it holds the only core of its node.
-    serve.run(LeftOver.bind(), name=f"morphling-{workers[0].node_id[:8]}", route_prefix=None)
+    there = {"label_selector": {"ray.io/node-id": workers[0].node_id}}
+    left_over = serve.deployment(ray_actor_options=there)(LeftOver).bind()
+    serve.run(left_over, name=f"morphling-{workers[0].node_id[:8]}", route_prefix=None)
     (tmp_path / "request.json").write_text("21")
     (tmp_path / "experiment.yaml").write_text(
         "app: batched:app\nrequest: request.json\nobjective: rps\nmax_trials: 6\nsearcher: grid\n"
