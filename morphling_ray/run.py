@@ -123,6 +123,7 @@ class Run:
             hang_s=HANG_S
             + self.experiment.startup_timeout
             + self.experiment.node_timeout * bool(self._cluster.to_come),
+            to_come=self._cluster.to_come,
         )
         self._session = self._new_session(plan)
         self._starting_s = self.seconds

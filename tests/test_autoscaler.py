@@ -62,7 +62,7 @@ def tune(folder: Path, most: int, experiment: str) -> cli.Finished:
     """A search on such a cluster, which says that it may add one worker."""
     port = cli.free_port()
     (folder / "real.yaml").write_text(json.dumps(autoscaled(most, port)))
-    (folder / "cluster.yaml").write_text(json.dumps(autoscaled(1, port)))
+    (folder / "cluster.yaml").write_text(json.dumps(autoscaled(max(1, most), port)))
     (folder / "experiment.yaml").write_text(experiment)
     (folder / "request.json").write_text("21")
     variables = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
@@ -78,6 +78,18 @@ def test_a_trial_waits_for_a_node(tmp_path: Path) -> None:
     assert finished.status == 0, finished.stderr + (tmp_path / "out" / "ray.log").read_text()[-2000:]
     assert finished.result["trials"] == 2
     assert finished.result["peak_rps"] > 10
+
+
+def test_two_trials_at_once_are_two_nodes(tmp_path: Path) -> None:
+    """Fails if nobody asks the autoscaler for the second node, or if both trials are put on one."""
+    more = EXPERIMENT.replace("max_trials: 2", "max_trials: 8").replace(
+        "{max_batch", "{max_ongoing_requests: [8, 16, 32, 64], max_batch"
+    )
+    finished = tune(tmp_path, 2, more + "concurrency: 2\nsearcher: grid\n")
+    assert finished.status == 0, finished.stderr + (tmp_path / "out" / "ray.log").read_text()[-2000:]
+    trials = cli.lines(tmp_path / "out" / "trials.jsonl")
+    assert not any(trial.get("infeasible_because") for trial in trials)
+    assert len({trial["details"]["replicas"][0]["node"] for trial in trials}) == 2
 
 
 def test_a_node_that_does_not_come_is_not_waited_for_for_ever(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_a_search_on_two_nodes(nodes: tuple[Any, list[Any]], tmp_path: Path) -> 
 
     there = {"label_selector": {"ray.io/node-id": workers[0].node_id}}
     left_over = serve.deployment(ray_actor_options=there)(LeftOver).bind()
-    serve.run(left_over, name=f"morphling-{workers[0].node_id[:8]}", route_prefix=None)
+    serve.run(left_over, name=f"morphling-{workers[0].node_id[-8:]}", route_prefix=None)
     (tmp_path / "request.json").write_text("21")
     (tmp_path / "experiment.yaml").write_text(
         "app: batched:app\nrequest: request.json\nobjective: rps\nmax_trials: 6\nsearcher: grid\n"
@@ -198,7 +198,7 @@ def test_a_search_on_two_nodes(nodes: tuple[Any, list[Any]], tmp_path: Path) -> 
     assert finished.status == 0, finished.stderr + (tmp_path / "out" / "ray.log").read_text()[-2000:]
     trials = cli.lines(tmp_path / "out" / "trials.jsonl")
     assert len(trials) >= 4
-    assert all(trial["metrics"] for trial in trials), [trial.get("infeasible_because") for trial in trials]
+    assert not any(trial.get("infeasible_because") for trial in trials)
     spans = sorted((t["started_s"], t["started_s"] + t["seconds"]) for t in trials if t["stage"] == "search")
     assert any(later[0] < earlier[1] - 0.5 for earlier, later in itertools.pairwise(spans)), "never two at once"
     used = {t["details"]["replicas"][0]["node"] for t in trials}

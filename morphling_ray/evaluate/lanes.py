@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -69,6 +70,7 @@ class Lanes:
         needs: What replicas need, which says on which nodes; None: there is one lane, anywhere.
         node_timeout_s: A trial for which there has been no node for so long is infeasible.
         hang_s: A trial that takes longer has hung.
+        to_come: Resources of nodes that an autoscaler may add; it is asked for one for each trial.
         turn_s: Who has taken a turn and not given it back after that is gone.
     """
 
@@ -81,8 +83,11 @@ class Lanes:
         needs: Needs | None,
         node_timeout_s: float,
         hang_s: float,
+        to_come: Sequence[dict[str, float]] = (),
         turn_s: float = TURN_S,
     ) -> None:
+        self._to_come = to_come
+        self._wanted: dict[int, dict[str, float]] = {}  # by trial, what its node has
         self._turn_s = turn_s
         self._name, self._make_evaluator, self._arguments = name, make_evaluator, arguments
         self._needs, self._node_timeout_s, self._hang_s = needs, node_timeout_s, hang_s
@@ -102,6 +107,15 @@ class Lanes:
         """
         sides = [ask, *([ask["rival"]] if ask.get("rival") else [])]
         replicas = [self._needs(side["configuration"]) for side in sides] if self._needs is not None else []
+        self._want(ask["number"], replicas)
+        try:
+            return await self._measure(ask, sides, replicas)
+        finally:
+            self._want(ask["number"], [])
+
+    async def _measure(
+        self, ask: dict[str, Any], sides: Sequence[dict[str, Any]], replicas: Sequence[Sequence[dict[str, float]]]
+    ) -> dict[str, str]:
         lost: list[str] = []
         while len(lost) <= REPEATS:
             seat = await self._take(replicas)
@@ -187,6 +201,17 @@ class Lanes:
             elif time.monotonic() > deadline:
                 return None
             await asyncio.wait([asyncio.ensure_future(self._freed.wait())], timeout=LOOK_S)
+
+    def _want(self, number: int, replicas: Sequence[Sequence[dict[str, float]]]) -> None:
+        """Has the autoscaler hold a node for each trial that goes on: a whole one, or it would put several on one."""
+        if not self._to_come or self._needs is None:
+            return
+        rooms = [room for room in self._to_come if replicas and all(fit(each, [room]) for each in replicas)]
+        if rooms:
+            self._wanted[number] = {k: v for k, v in rooms[0].items() if k != "memory"}
+        else:
+            self._wanted.pop(number, None)
+        request_resources(bundles=[{k: int(v) for k, v in room.items()} for room in self._wanted.values()])
 
     def _open(self, node_id: str | None, room: dict[str, float]) -> Seat:
         self._opened += 1

@@ -76,7 +76,7 @@ class OnlineEvaluator:
             startup_timeout_s=startup_timeout_s,
             node_timeout_s=node_timeout_s if home is None else 0.0,  # it has its node
             own_ray=own_ray,
-            suffix=home[:NAME_LENGTH] if home is not None else "",
+            suffix=home[-NAME_LENGTH:] if home is not None else "",
             node_id=home,
             turns=turns,
         )
