@@ -7,6 +7,7 @@ import pytest
 
 from morphling_ray.evaluate.attempt import Attempt, Stopwatch
 from morphling_ray.evaluate.plain import PlainProbes
+from morphling_ray.evaluate.stand import crowded
 from morphling_ray.measurement import Probe, Verdict
 from morphling_ray.objective import Slo
 
@@ -60,3 +61,11 @@ def test_a_slow_servers_capacity_is_not_that_of_the_batches_it_warmed_up_with(
     assert crew.asked == asked
     assert capacity.achieved_rps == pytest.approx(found / 2 / (base + each * found / 2))
     assert len(attempt.probes) == len(asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "cores", "said"), [(1, 2, True), (2, 2, True), (1, 4, False), (2, 4, True), (1, 16, False), (8, 16, True)]
+)
+def test_a_driver_on_a_large_machine_takes_nothing_from_a_small_replica(asked: float, cores: int, said: bool) -> None:
+    """Fails if a peak is said to be a lower bound where most cores are idle, or is not where they are all wanted."""
+    assert crowded(asked, cores) is said

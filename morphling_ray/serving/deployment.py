@@ -6,6 +6,7 @@ a second for the same. A change of resources starts new replicas.
 """
 
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +39,8 @@ POLL_S = 0.02
 END_MPS_S = 60.0
 GONE_S = 60.0  # until an application that is taken down is thought to be gone
 NODE_LABEL = "ray.io/node-id"  # by which Ray itself labels every node
+# The application, that of a lane on a node, and a rival beside either; not what somebody else has called alike.
+OUR_NAMES = re.compile(rf"{APP_NAME}(-[0-9a-f]{{8}})?(-rival)?")
 BROADCAST_S = 10.0  # until every replica must have taken new settings
 
 
@@ -284,8 +287,7 @@ def leave_serve(*, shut_down: bool, wait: bool) -> None:
     else:
         client = _get_global_client()
         served = client.get_serve_details()["applications"]
-        ours = [name for name in served if name == APP_NAME or name.startswith(f"{APP_NAME}-")]
-        client.delete_apps(ours, blocking=wait)
+        client.delete_apps([name for name in served if OUR_NAMES.fullmatch(name)], blocking=wait)
     nodes = [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("GPU")]
     end = ray.remote(num_cpus=0)(mps.end_all)
     where = [NodeAffinitySchedulingStrategy(node_id, soft=False) for node_id in nodes]
