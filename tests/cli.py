@@ -32,6 +32,11 @@ class Finished:
         found: dict[str, Any] = json.loads(self.stdout.strip().splitlines()[-1])
         return found
 
+    def said(self, run_dir: Path) -> str:
+        """What it said of itself, and the end of what Ray said if it came that far."""
+        log = run_dir / "ray.log"
+        return self.stderr + (log.read_text()[-2000:] if log.exists() else "")
+
 
 def environment(home: Path) -> dict[str, str]:
     """Like a fresh user's: a home of its own, in which nothing may be left."""

@@ -75,7 +75,7 @@ def tune(folder: Path, most: int, experiment: str) -> cli.Finished:
 def test_a_trial_waits_for_a_node(tmp_path: Path) -> None:
     """Fails if a node that is still to come counts as none, or if waiting for it counts as a slow start."""
     finished = tune(tmp_path, 1, EXPERIMENT + "startup_timeout: 25\n")
-    assert finished.status == 0, finished.stderr + (tmp_path / "out" / "ray.log").read_text()[-2000:]
+    assert finished.status == 0, finished.said(tmp_path / "out")
     assert finished.result["trials"] == 2
     assert finished.result["peak_rps"] > 10
 
@@ -86,7 +86,7 @@ def test_two_trials_at_once_are_two_nodes(tmp_path: Path) -> None:
         "{max_batch", "{max_ongoing_requests: [8, 16, 32, 64], max_batch"
     )
     finished = tune(tmp_path, 2, more + "concurrency: 2\nsearcher: grid\n")
-    assert finished.status == 0, finished.stderr + (tmp_path / "out" / "ray.log").read_text()[-2000:]
+    assert finished.status == 0, finished.said(tmp_path / "out")
     trials = cli.lines(tmp_path / "out" / "trials.jsonl")
     assert not any(trial.get("infeasible_because") for trial in trials)
     assert len({trial["details"]["replicas"][0]["node"] for trial in trials}) == 2

@@ -60,3 +60,25 @@ def test_the_streams_are_restored_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), quiet(tmp_path / "log"):
         _ = 1 // 0
     assert os.fstat(2).st_ino == before
+
+
+TWO_CLUSTERS = """
+from morphling_ray.cluster import connect, disconnect
+from morphling_ray.serving.deployment import leave_serve, start_serve
+
+for _ in range(2):
+    connect(None)
+    try:
+        assert start_serve() == (True, None)
+        leave_serve(shut_down=False, wait=True)
+    finally:
+        disconnect()
+"""
+
+
+@pytest.mark.serve
+@pytest.mark.timeout(120)
+def test_two_clusters_one_after_the_other() -> None:
+    """Fails if what Serve remembers of a cluster that has ended is taken for the next one's."""
+    done = subprocess.run([sys.executable, "-c", TWO_CLUSTERS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -341,7 +341,7 @@ def test_a_search_over_parts_of_a_gpu(machine: Path, tmp_path: Path) -> None:
         finished = cli.tune(
             tmp_path, "--experiment", "experiment.yaml", "--address", address, "--run-dir", "out", timeout_s=240
         )
-        assert finished.status == 0, finished.stderr + (tmp_path / "out" / "ray.log").read_text()[-2000:]
+        assert finished.status == 0, finished.said(tmp_path / "out")
         assert not list(mps.root().glob(f"*/{mps.CONTROL}.pid"))
     trials = [t for t in cli.lines(tmp_path / "out" / "trials.jsonl") if t["stage"] == "search"]
     for trial in trials:

@@ -195,7 +195,7 @@ def test_a_search_on_two_nodes(nodes: tuple[Any, list[Any]], tmp_path: Path) -> 
     finished = cli.tune(
         tmp_path, "--experiment", "experiment.yaml", "--address", cluster.address, "--run-dir", "out", timeout_s=200
     )
-    assert finished.status == 0, finished.stderr + (tmp_path / "out" / "ray.log").read_text()[-2000:]
+    assert finished.status == 0, finished.said(tmp_path / "out")
     trials = cli.lines(tmp_path / "out" / "trials.jsonl")
     assert len(trials) >= 4
     assert not any(trial.get("infeasible_because") for trial in trials)

@@ -18,7 +18,7 @@ import ray
 from ray import serve
 from ray._private.state import available_resources_per_node
 from ray.exceptions import RayTaskError
-from ray.serve.context import _get_global_client
+from ray.serve.context import _get_global_client, _set_global_client
 from ray.serve.schema import ServeDeploySchema
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -265,6 +265,8 @@ def start_serve(
         Whether it was started here (and so is ours to shut down), and where the proxy listens, as `load.client.connect`
         takes it.
     """
+    # Serve keeps its client past `ray.shutdown`, and knows it by the job's number, which starts again with each cluster.
+    _set_global_client(None)
     client: Any = _get_global_client(raise_if_no_controller_running=False)
     ours = client is None
     if ours and proxy is None:
