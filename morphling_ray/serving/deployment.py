@@ -265,7 +265,7 @@ def start_serve(
         Whether it was started here (and so is ours to shut down), and where the proxy listens, as `load.client.connect`
         takes it.
     """
-    # Serve keeps its client past `ray.shutdown`, and knows it by the job's number, which starts again with each cluster.
+    # Serve keeps its client past `ray.shutdown` and knows it by the number of the job, the same in every new cluster.
     _set_global_client(None)
     client: Any = _get_global_client(raise_if_no_controller_running=False)
     ours = client is None
