@@ -139,6 +139,18 @@ def _check_listening(address: str) -> None:
         raise InputError(f"no Ray cluster at {address!r}: {error}") from error
 
 
+def head_answers() -> bool:
+    """Whether somebody listens where the head node of the cluster that we are connected to is."""
+    import ray
+
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
+    except OSError:
+        return False
+    return True
+
+
 def disconnect() -> None:
     """Leaves the cluster; a local one ends with all its processes, and with the MPS daemons that they started."""
     import ray

@@ -15,9 +15,11 @@ from typing import Any, NoReturn
 import yaml
 
 from morphling_ray.errors import InputError
+from morphling_ray.masking import hidden, is_secret
 from morphling_ray.objective import BUNDLED_PRICES, ServingObjective, Slo
 from morphling_ray.serving.config_file import split
 from morphling_ray.space import Knob, SearchSpace
+from morphling_ray.store import RunDirectory
 
 MPS_MODES = ("auto", "on", "off")
 DEMO = "morphling_ray.serving.demo:app"
@@ -103,7 +105,13 @@ class Experiment:
         kind=float,
     )
     concurrency: int | None = _flag(
-        "trials at the same time, each on a node of its own (default: one for each node of --address that can hold it)",
+        "trials at the same time (default: as many as the nodes take, see --trials-per-node)",
+        metavar="N",
+        kind=int,
+    )
+    trials_per_node: int | None = _flag(
+        "trials that share a node if it has the cores, and if they do not slow each other down, which is measured "
+        "(default: one; where all configurations use GPUs, one for each that a node has)",
         metavar="N",
         kind=int,
     )
@@ -123,6 +131,8 @@ class Experiment:
     space: dict[str, list[Any]] | None = None
     constraints: list[str] = field(default_factory=list)
     descriptors: dict[str, float] = field(default_factory=dict)  # of the model, see `objective.Objective`
+    # By knob, what the values of the space stand for (masking.py); no setting, and never written with the others.
+    secrets: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -135,7 +145,7 @@ class Experiment:
                 raise InputError(f"{entry.name} must be {_KINDS[kind]}, got {value!r}")
             if value is not None and entry.metadata.get("choices") and value not in entry.metadata["choices"]:
                 raise InputError(f"unknown {entry.name} {value!r}; choose {', '.join(entry.metadata['choices'])}")
-        for name, least in (("max_trials", 1), ("concurrency", 1), ("seed", 0)):
+        for name, least in (("max_trials", 1), ("concurrency", 1), ("trials_per_node", 1), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name} must be at least {least}, got {value}")
@@ -158,13 +168,14 @@ class Experiment:
             raise InputError("--loadgen knows one bound of latencies: leave --slo-p50-ms out")
         if self.slo().streaming:
             self._check_streaming()
-        if self.replay is None and self.address is None and (self.concurrency or 1) > 1:
-            raise InputError("--concurrency above 1 needs the nodes of a cluster: --address ADDR")
         if self.replay is None and self.objective == "cheapest" and not (self.target_rps and self.target_rps > 0):
             raise InputError("the objective cheapest needs a rate to sustain: --target-rps R, above 0")
         self.slo()  # raises where it makes no sense
         if self.space is not None:
             self.search_space()
+            secrets = {n: hidden(n, v, self.secrets.get(n, {})) for n, v in self.space.items() if is_secret(n)}
+            object.__setattr__(self, "space", {**self.space, **{n: list(names) for n, names in secrets.items()}})
+            object.__setattr__(self, "secrets", secrets)
 
     def _check_streaming(self) -> None:
         others = {
@@ -202,8 +213,8 @@ class Experiment:
         return SearchSpace([Knob.infer(str(n), v) for n, v in self.space.items()], self.constraints)
 
     def to_dict(self) -> dict[str, Any]:
-        """All keys, as an experiment file writes them."""
-        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        """All keys, as an experiment file writes them; without secrets."""
+        return {name: getattr(self, name) for name in _settings()}
 
 
 def _positive_numbers(name: str, given: Any) -> dict[str, float]:
@@ -214,6 +225,10 @@ def _positive_numbers(name: str, given: Any) -> dict[str, float]:
     if not all(0 < number < float("inf") for number in numbers.values()):
         raise InputError(f"{name} must map names to numbers above 0, got {given!r}")
     return numbers
+
+
+def _settings() -> list[str]:
+    return [entry.name for entry in fields(Experiment) if entry.name != "secrets"]
 
 
 _KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
@@ -267,6 +282,8 @@ def resolve(arguments: argparse.Namespace) -> Experiment:
         value = getattr(arguments, entry.name, None)
         if value is not None:
             settings[entry.name] = str(Path(value).resolve()) if _is_path(entry.name, value) else value
+    if getattr(arguments, "resume", None) is not None:
+        settings["secrets"] = RunDirectory(Path(arguments.resume)).secrets()
     if getattr(arguments, "app", None) is not None:
         settings["app"] = _absolute(arguments.app, Path.cwd())
     return Experiment(**settings)
@@ -300,7 +317,7 @@ def read_experiment(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise InputError(f"experiment file {path}: expected `setting: value` lines")
     settings.pop(MARKER, None)
-    known = [entry.name for entry in fields(Experiment)]
+    known = _settings()
     for key in settings:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)

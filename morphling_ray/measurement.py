@@ -88,6 +88,14 @@ class Comparison:
         )
 
 
+_VOIDED = " was voided: "
+
+
+def voided(attempt: int, why: str) -> str:
+    """The note of a measurement of which an attempt does not count."""
+    return f"attempt {attempt}{_VOIDED}{why}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
     """The outcome of one trial.
@@ -127,6 +135,11 @@ class Measurement:
     def feasible(self) -> bool:
         """Whether it has metrics."""
         return not self.infeasible_because
+
+    @property
+    def voided(self) -> int:
+        """How often it was begun anew, since something that measures or is measured was lost."""
+        return sum(_VOIDED in note for note in self.notes)
 
     @property
     def met(self) -> tuple[Probe, ...]:

@@ -61,6 +61,7 @@ def recommendation(
         "p99_s": None,
         "trials": len(trials),
         "infeasible_trials": sum(not t.measurement.feasible for t in trials),
+        "voided_attempts": sum(t.measurement.voided for t in trials),
         "seconds": round(seconds, 1),
         "searcher": experiment.searcher,
         "prior": _prior(experiment),

@@ -4,17 +4,19 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 from threadpoolctl import threadpool_limits
 
-from morphling_ray.cluster import Cluster, connect, disconnect
+from morphling_ray.cluster import Cluster, connect, disconnect, head_answers
 from morphling_ray.evaluate.lane import NAMESPACE
-from morphling_ray.evaluate.lanes import homes, on_one_node, start_lanes
+from morphling_ray.evaluate.lanes import places, start_lanes
+from morphling_ray.evaluate.room import Replicas, Room, different, on_one_node, seats
 from morphling_ray.experiment import Experiment
 from morphling_ray.masking import has_secrets, masked
 from morphling_ray.measurement import Measurement, Trial
@@ -55,6 +57,7 @@ class Run:
         self._starting_s = 0.0
         self._loadgen: dict[str, Any] | None = None  # what it found, if it was asked for
         self._released = threading.Event()
+        self._head_is_lost = False
 
     @classmethod
     def prepare(cls, experiment: Experiment, *, argv: Sequence[str], started: float, resume: str | None) -> "Run":
@@ -68,6 +71,7 @@ class Run:
             return cls(experiment, target, RunDirectory.open(Path(resume)), started, argv)
         directory = RunDirectory.create(Path(experiment.run_dir) if experiment.run_dir else None)
         directory.write_experiment(experiment.to_dict())
+        directory.write_secrets(experiment.secrets)
         return cls(experiment, target, directory, started, argv)
 
     @property
@@ -124,6 +128,7 @@ class Run:
             + self.experiment.startup_timeout
             + self.experiment.node_timeout * bool(self._cluster.to_come),
             to_come=self._cluster.to_come,
+            **({"seats": self._seats(plan)} if at_once > 1 else {}),
         )
         self._session = self._new_session(plan)
         self._starting_s = self.seconds
@@ -150,16 +155,22 @@ class Run:
         return session
 
     def _trials_at_once(self, plan: Plan, cluster: Cluster) -> int:
-        """As many as the user wants; or one for each node that can hold one, where none of them takes several nodes."""
-        wanted, there = self.experiment.concurrency, 1
-        if self.experiment.address is None or plan.needs is None or wanted == 1:
+        """As many as the user wants; or as the nodes take, where no configuration takes several of them."""
+        wanted = self.experiment.concurrency
+        if plan.needs is None or wanted == 1:
             return 1
-        if wanted is None and not on_one_node(plan.needs, plan.space.configurations, cluster.all_nodes):
+        if wanted is None and not on_one_node(_kinds(plan), cluster.all_nodes):
             return 1
-        there = homes(plan.needs, plan.space.configurations)
+        there = places(self._seats(plan))
         if wanted is not None and wanted > there:
-            self._say(f"{wanted} trials at the same time were asked for; {there} of the nodes can hold one now")
+            self._say(f"{wanted} trials at the same time were asked for; the nodes that are there take {there}")
         return max(1, there if wanted is None else wanted)
+
+    def _seats(self, plan: Plan) -> Callable[[Room], int]:
+        """How many trials a node takes at once: on this machine alone as many as are asked for, if they fit."""
+        alone = self.experiment.address is None
+        per_node = self.experiment.trials_per_node or (self.experiment.concurrency if alone else None)
+        return partial(seats, kinds=_kinds(plan), per_node=per_node)
 
     def _run_tune(self, session: SearchSession, at_once: int) -> None:
         from ray import tune
@@ -239,7 +250,12 @@ class Run:
             try:
                 doing = ray.get(self._lanes.stages.remote(), timeout=5.0)
             except Exception:  # noqa: BLE001  what does not answer is the trials' problem, not the display's
+                if not self._head_is_lost and not head_answers():  # Ray ends this process if it stays away
+                    self._head_is_lost = True
+                    again = f"--resume {self.directory.path} goes on, with --address where there is another one"
+                    self._say(f"the cluster's head node does not answer; {again}")
                 continue
+            self._head_is_lost = False
             for number, stage in doing:
                 if number in self._asked and self._show is not None:
                     self._show.stage(number, stage)
@@ -318,6 +334,11 @@ class Run:
     def _say(self, text: str) -> None:
         if self._show is not None:
             self._show.message(text)
+
+
+def _kinds(plan: Plan) -> list[Replicas]:
+    """What the configurations of a plan ask for."""
+    return different(map(plan.needs, plan.space.configurations)) if plan.needs is not None else []
 
 
 def check(experiment: Experiment) -> Target:

@@ -141,7 +141,9 @@ def tiles(summary: Summary) -> str:
     if r.get("gain_over_baseline") and r.get("baseline"):
         out.append(("gain", f"{r['gain_over_baseline']:.2f}\u00d7", "over the present configuration"))
     total = r.get("trials") or len(summary.trials)
-    out.append(("trials", str(total), f"{infeasible} infeasible" if infeasible else "all feasible"))
+    voided = r.get("voided_attempts", 0)
+    counted = f"{infeasible} infeasible" if infeasible else "all feasible"
+    out.append(("trials", str(total), counted + (f", {voided} repeated" if voided else "")))
     out.append(("time", _short_duration(r.get("seconds")), str(r.get("searcher") or "")))
     cells = [
         f"<div><dt>{esc(a)}</dt><dd><b>{esc(b)}</b><span>{esc(c)}</span></dd></div>" for a, b, c in out if b != NOTHING

@@ -3,6 +3,7 @@
     experiment.yaml      what was asked for, resolved; its first key, `morphling_ray`, marks the folder as ours
     trials.jsonl         one line per finished trial, with every probe; on the disk before the next trial begins
     recommendation.json  the outcome, written once at the end
+    secrets.json         what secret values of knobs are, where there are such; for its owner's eyes only
     ray.log, serve_config.yaml, report.html
 
 A run that was killed leaves at worst half a line at the end of trials.jsonl. Readers skip it, and the next append
@@ -120,6 +121,26 @@ class RunDirectory:
             StoreError: The file cannot be read.
         """
         return _read_experiment(self._path)
+
+    def write_secrets(self, secrets: Mapping[str, Mapping[str, str]]) -> None:
+        """Keeps what stands for the secret values of knobs, and the values, in a file that only its owner reads."""
+        if secrets:
+            self.write_text("secrets.json", json.dumps(secrets, indent=2) + "\n", private=True)
+
+    def secrets(self) -> dict[str, dict[str, str]]:
+        """What `write_secrets` got; empty where there is no such file.
+
+        Raises:
+            StoreError: It cannot be read.
+        """
+        file = self._path / "secrets.json"
+        if not file.exists():
+            return {}
+        try:
+            data = json.loads(file.read_text())
+            return {str(k): {str(name): str(value) for name, value in v.items()} for k, v in data.items()}
+        except (OSError, ValueError, AttributeError) as error:
+            raise StoreError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
 
     def append_trial(self, trial: Trial) -> None:
         """Adds one finished trial; when this returns, it is on the disk.

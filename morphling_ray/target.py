@@ -104,7 +104,7 @@ class ServeTarget:
     def __init__(self, experiment: Experiment) -> None:
         from morphling_ray.load.loadgen import available as loadgen_available
         from morphling_ray.serving.application import inspect_app
-        from morphling_ray.serving.knobs import check_knobs
+        from morphling_ray.serving.knobs import check_knobs, with_present_secrets
 
         self._experiment = experiment
         self._prices = Prices.load(experiment.prices)
@@ -121,6 +121,7 @@ class ServeTarget:
         self._know_prices({str(kind) for kind in named if kind})
         if self._declared is not None:
             check_knobs(self._declared.knobs, self.facts)
+            self.facts = replace(self.facts, secrets=with_present_secrets(experiment.secrets, self.facts))
             self._costs(self._declared).cost_per_hour(self._declared.columns)  # a GPU type without a price raises
         self.root_url: str | None = None  # of the proxy, once Serve runs
         self._priced: ApplicationCosts | None = None  # of the planned space

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,13 @@ def spaced_environment(folder: Path) -> Path:
     return link / "bin"
 
 
-def start(folder: Path, module: str, *arguments: str, python: str | Path = sys.executable) -> "subprocess.Popen[str]":
+def start(
+    folder: Path,
+    module: str,
+    *arguments: str,
+    python: str | Path = sys.executable,
+    variables: dict[str, str] | None = None,
+) -> "subprocess.Popen[str]":
     """Starts `python -m MODULE ARGUMENTS` in a folder that holds the test applications."""
     for app in APPS.glob("*.py"):
         shutil.copy(app, folder)
@@ -62,7 +68,7 @@ def start(folder: Path, module: str, *arguments: str, python: str | Path = sys.e
     return subprocess.Popen(
         [str(python), "-m", module, *arguments],
         cwd=folder,
-        env=environment(folder / "home"),
+        env={**environment(folder / "home"), **(variables or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -124,7 +130,8 @@ def cluster(
         os.killpg(process.pid, signal.SIGKILL)  # nothing of it is kept, and a polite end takes half a minute
         process.communicate()
         for left in ray_processes() - before:
-            os.kill(left, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(left, signal.SIGKILL)
         _forget(f":{port}")
 
 

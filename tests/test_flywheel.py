@@ -34,6 +34,7 @@ def recorded(folder: Path, families: list[str]) -> Path:
     return folder
 
 
+@pytest.mark.timeout(120)
 def test_earlier_searches_shorten_the_next_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Fails if what earlier searches found does not reach the next one, or makes it no shorter."""
     folder, out = recorded(tmp_path / "made-up", [f"family-{i}" for i in range(7)]), tmp_path / "flywheel.jsonl"

@@ -289,7 +289,10 @@ def test_finalists_of_one_deployment_are_compared_on_the_same_replicas(served: t
     _, evaluator = served
     small = {"cpu_cores": 1, "max_batch_size": 2, "batch_wait_timeout_ms": 0}
     large = {**small, "max_batch_size": 16}
-    lost, won = evaluator.compare(small, large)
+    for _ in range(3):  # where the machine stalls too much to read rounds, they are measured one after the other
+        lost, won = evaluator.compare(small, large)
+        if lost.estimated:
+            break
     assert won.comparison is not None
     assert won.comparison.won
     assert not won.comparison.tie

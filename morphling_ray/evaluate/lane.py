@@ -85,6 +85,23 @@ class Lane:
         finally:
             self._stage = None
 
+    def throughput(self, number: int, configuration: Configuration) -> float:
+        """Requests a second of a short closed loop.
+
+        Args:
+            number: Of the trial that is shown to be going on.
+            configuration: Which is brought up if need be.
+        """
+        self._stage = (number, "measuring whether two trials may share the node")
+        try:
+            return float(self._evaluator.throughput(configuration))  # type: ignore[attr-defined]
+        finally:
+            self._stage = None
+
+    def release(self) -> None:
+        """Takes the application down until the next trial: another lane wants its place."""
+        self._evaluator.release()  # type: ignore[attr-defined]
+
     def stage(self) -> tuple[int, str] | None:
         """Trial number and what is being done for it; None between trials."""
         return self._stage

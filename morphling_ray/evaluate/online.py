@@ -24,10 +24,10 @@ from morphling_ray.load.peak import read_off
 from morphling_ray.measurement import Measurement, Verdict
 from morphling_ray.objective import Slo
 from morphling_ray.serving.application import ApplicationFacts
-from morphling_ray.serving.deployment import DeploymentFailed
+from morphling_ray.serving.deployment import DeploymentFailed, suffix_on
 from morphling_ray.space import Configuration, SearchSpace
 
-NAME_LENGTH = 8  # of a node's id, which has 56 hexadecimal digits
+NEIGHBOUR_S = 0.8  # of a window that shows what two lanes cost each other
 BELOW_FORECAST = 0.9  # share of a foreseen peak at which a real probe must meet the SLO
 
 
@@ -47,6 +47,8 @@ class OnlineEvaluator:
         closed_loop: Load is a number of requests in flight instead of Poisson arrivals.
         own_ray: See `Stand`.
         home: Id of the node where the replicas have to be, one of several such evaluators; None: it is the only one.
+        seat: Its number there.
+        shared: There may be others there.
         turns: See `Deployer`.
     """
 
@@ -64,6 +66,8 @@ class OnlineEvaluator:
         closed_loop: bool = False,
         own_ray: bool = False,
         home: str | None = None,
+        seat: int = 0,
+        shared: bool = False,
         turns: Any = None,
     ) -> None:
         self._slo = slo
@@ -76,8 +80,9 @@ class OnlineEvaluator:
             startup_timeout_s=startup_timeout_s,
             node_timeout_s=node_timeout_s if home is None else 0.0,  # it has its node
             own_ray=own_ray,
-            suffix=home[-NAME_LENGTH:] if home is not None else "",
+            suffix=suffix_on(home, seat) if home is not None else "",
             node_id=home,
+            among_others=shared,
             turns=turns,
         )
         foreseen = space is not None and not closed_loop and not slo.streaming  # batches of tokens are not foretold
@@ -172,6 +177,21 @@ class OnlineEvaluator:
             seed=self._seed if seed is None else seed,
             say=progress or (lambda text: None),
         )
+
+    def throughput(self, configuration: Configuration) -> float:
+        """Requests a second of a short closed loop, from batches that are full.
+
+        Raises:
+            DeploymentFailed: It does not come up.
+        """
+        attempt = Attempt(configuration, Stopwatch(lambda text: None))
+        if self.stand.bring_up(configuration):
+            self.stand.crew.ask(FIRST_ANSWER_S)
+        return self.stand.crew.saturate(in_flight=self.stand.fill(attempt), window_s=NEIGHBOUR_S).achieved_rps
+
+    def release(self) -> None:
+        """Takes the application down, until a configuration is brought up again."""
+        self.stand.clear()
 
     def _next_seed(self, confirm: bool) -> int:
         """All searches share one set of schedules, so that they differ by less; a confirmation gets fresh ones."""

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from morphling_ray.evaluate.attempt import Attempt
 from morphling_ray.load.client import GRPC
 from morphling_ray.load.crew import Crew
 from morphling_ray.load.driver import RequestSource
-from morphling_ray.measurement import Measurement, Probe
+from morphling_ray.measurement import Measurement, Probe, voided
 from morphling_ray.objective import Slo
 from morphling_ray.serving.application import ApplicationFacts
 from morphling_ray.serving.control import ReplicaBatcher, gpu_use
@@ -21,7 +22,7 @@ from morphling_ray.serving.daemons import keep_on
 from morphling_ray.serving.deployment import Deployer, DeploymentFailed, Replica, free_room, is_local
 from morphling_ray.serving.failures import last_words, of_requests, under_load
 from morphling_ray.serving.knobs import parts_of_gpus
-from morphling_ray.serving.limits import cores_of, pin_process
+from morphling_ray.serving.limits import cores_of, pin_process, take_core, taken_cores
 from morphling_ray.serving.quota import quota_of
 from morphling_ray.serving.serve_config import (
     APP_NAME,
@@ -52,6 +53,7 @@ class Stand:
         suffix: Of the application's name and route, where others are served beside it.
         own_ray: The cluster was started for this: its processes keep off the replicas' cores as well.
         node_id: Where replicas have to be, see `Deployer`; this process is there too, and so are the drivers.
+        among_others: Other stands may be in use on that node at the same time.
         turns: See `Deployer`.
     """
 
@@ -67,8 +69,10 @@ class Stand:
         own_ray: bool = False,
         suffix: str = "",
         node_id: str | None = None,
+        among_others: bool = False,
         turns: Any = None,
     ) -> None:
+        self._among_others = among_others
         self._own_ray, self._suffix, self._turns = own_ray, suffix, turns
         self._home = node_id
         self._facts, self._slo, self._source = facts, slo, source
@@ -85,12 +89,15 @@ class Stand:
             app_name=name,
             route_prefix=prefix,
             node_id=node_id,
+            whole_cards=among_others,
             turns=turns,
         )
         self.crew = Crew(name, source, root_url, slo, node_id)
         self.replicas: list[Replica] = []
         self._node_id = ray.get_runtime_context().get_node_id()
         self._all_cores = sorted(os.sched_getaffinity(0))
+        # That no replica of another stand is given it, low ones first, since replicas are given the high ones first.
+        self._own_cores = set(islice(filter(take_core, self._all_cores), among_others))
         self._moved: list[str] = []  # which of Ray's processes keep off the replicas' cores
         self._parts_of_gpus = False  # whether the replicas were promised some
         self._up_since_us = 0
@@ -111,9 +118,11 @@ class Stand:
         try:
             self.replicas = self.deployer.deploy(configuration)
         except DeploymentFailed:
-            self._clear()
+            self.clear()
             raise
         if self.replicas == before:
+            if self._among_others:  # who may have come or gone meanwhile
+                self._keep_driver_away()
             return False
         self._keep_driver_away()
         self._parts_of_gpus = parts_of_gpus(self._facts, configuration)
@@ -148,7 +157,7 @@ class Stand:
             attempt.probes.append(warm)
             return of_requests(warm.reason, largest_batch(attempt.configuration, 1))
         if new and (problem := self._gpu_problem()):
-            self._clear()  # the next configuration is not to be measured on these
+            self.clear()  # the next configuration is not to be measured on these
             return f"the GPU limits are not in force: {problem}"
         self._note_quotas(attempt)
         return warm
@@ -208,14 +217,14 @@ class Stand:
                     return measurement
             except Exception:  # what is gone may show anywhere
                 if self.crew.mend():
-                    attempt().notes.append(f"attempt {number} was voided: a load driver was lost while it measured")
+                    attempt().notes.append(voided(number, "a load driver was lost while it measured"))
                     continue
                 if not self.replicas or self.intact():
                     raise
-            attempt().notes.append(f"attempt {number} was voided: a replica was replaced while it was measured")
+            attempt().notes.append(voided(number, "a replica was replaced while it was measured"))
             if self._dead():
                 words = self._last_words()
-                self._clear()
+                self.clear()
         ended = attempt()
         if self.replicas and self.intact():
             return ended.measurement(infeasible_because="the load drivers were lost, twice")
@@ -229,7 +238,7 @@ class Stand:
             used = [use for r in self.replicas if (use := gpu_use(r.actor_name, self._up_since_us))]
             attempt.details["gpus"] = used
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
         """Takes everything down, so that nothing of it is left when the next configuration is brought up."""
         self.deployer.delete(wait=True)
         self.replicas = []
@@ -294,6 +303,8 @@ class Stand:
 
     def _keep_driver_away(self) -> None:
         taken = {core for cores in self._local().values() for core in cores}
+        if self._among_others:
+            taken |= taken_cores() - self._own_cores
         free = [core for core in self._all_cores if core not in taken]
         self.crew.pin(free or self._all_cores)
         self.shared = not free

@@ -44,6 +44,7 @@ class ApplicationFacts:
         config: The application's entry in the user's own Serve config, without its deployments; empty if there is none.
         config_file: That config, and the application's name in it if it was given.
         mps: When CUDA MPS is used: `auto`, `on` or `off` (gpu_limits.py).
+        secrets: By knob, what its values stand for (masking.py).
     """
 
     import_path: str
@@ -57,6 +58,7 @@ class ApplicationFacts:
     config: dict[str, Any] = field(default_factory=dict)
     config_file: tuple[Path, str | None] | None = None
     mps: str = "auto"
+    secrets: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
 
     @property
     def route_prefix(self) -> str:

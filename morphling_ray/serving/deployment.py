@@ -5,6 +5,7 @@ Everything goes through Serve's own config schema, so what is measured is what `
 a second for the same. A change of resources starts new replicas.
 """
 
+import math
 import os
 import re
 import socket
@@ -40,7 +41,9 @@ END_MPS_S = 60.0
 GONE_S = 60.0  # until an application that is taken down is thought to be gone
 NODE_LABEL = "ray.io/node-id"  # by which Ray itself labels every node
 # The application, that of a lane on a node, and a rival beside either; not what somebody else has called alike.
-OUR_NAMES = re.compile(rf"{APP_NAME}(-[0-9a-f]{{8}})?(-rival)?")
+OUR_NAMES = re.compile(rf"{APP_NAME}(-[0-9a-f]{{8}}(-[0-9]+)?)?(-rival)?")
+NAME_LENGTH = 8  # of a node's id, which has 56 hexadecimal digits
+PLACED_S = 15.0  # until replicas are thought not to get their cards in turn
 BROADCAST_S = 10.0  # until every replica must have taken new settings
 
 
@@ -74,6 +77,7 @@ class Deployer:
         app_name: Its name in Serve.
         route_prefix: Where it takes HTTP.
         node_id: Where its replicas have to be; None: anywhere.
+        whole_cards: Replicas that get parts of a card fill one, so that Ray puts nobody else's there.
         turns: The actor (`begin_turn`, `end_turn`) that lets one at a time change what Serve serves; None: this is the
             only one.
     """
@@ -88,9 +92,11 @@ class Deployer:
         app_name: str = APP_NAME,
         route_prefix: str = "/",
         node_id: str | None = None,
+        whole_cards: bool = False,
         turns: Any = None,
     ) -> None:
         self._facts = facts
+        self._whole_cards = whole_cards
         self._name, self._route_prefix = app_name, route_prefix
         self._node_id, self._turns = node_id, turns
         self._startup_timeout_s, self._node_timeout_s = startup_timeout_s, node_timeout_s
@@ -115,7 +121,8 @@ class Deployer:
         else:
             # A lane that was lost may have left its application on the node.
             left_over = before is None and self._node_id is not None and bool(self._details())
-            if left_over or (before is not None and not self._grows_into_free_room(configuration)):
+            grows = not self._whole_cards and self._grows_into_free_room(configuration)
+            if left_over or (before is not None and not grows):
                 self.delete(wait=True)
             self._replicas = self._apply(config, expected_replicas(self._facts, configuration))
             self._configuration = configuration
@@ -147,6 +154,8 @@ class Deployer:
             if self._node_id is not None:
                 selector = deployment.setdefault("ray_actor_options", {}).setdefault("label_selector", {})
                 selector[NODE_LABEL] = self._node_id
+        if self._whole_cards:
+            fill_cards(config["deployments"], resources(self._facts, configuration))
         return config
 
     def _reconfigure(self, before: dict[str, Any], config: dict[str, Any], *, always: bool = False) -> None:
@@ -179,6 +188,11 @@ class Deployer:
         """Has Serve bring the application up as `config` says, in `expected` replicas."""
         with self._turn():
             self._client.deploy_apps(ServeDeploySchema.model_validate({"applications": [*self._others(), config]}))
+            last = self._clock() + PLACED_S
+            while self._whole_cards and self._clock() < last and _placed(application := self._details()) < expected:
+                if _failure(application, ""):
+                    break
+                time.sleep(POLL_S)
         began = placed = self._clock()
         while True:
             application = self._details()
@@ -235,6 +249,23 @@ class Deployer:
             for name, a in applications.items()
             if name != self._name and a.get("deployed_app_config") and "DELETING" not in str(a.get("status"))
         ]
+
+
+def suffix_on(node_id: str, seat: int) -> str:
+    """Of the name of an application on a node, the first one there or another."""
+    return node_id[-NAME_LENGTH:] + f"-{seat}" * (seat > 0)
+
+
+def name_on(node_id: str, seat: int) -> str:
+    """Of the application that a lane serves there."""
+    return f"{APP_NAME}-{suffix_on(node_id, seat)}"
+
+
+def take_down(name: str) -> None:
+    """Ends an application, and one that stands beside it, where Serve runs; does not wait for it."""
+    client: Any = _get_global_client(raise_if_no_controller_running=False)
+    if client is not None:
+        client.delete_apps([name, f"{name}-rival"], blocking=False)
 
 
 def free_room(node_id: str | None) -> list[dict[str, float]]:
@@ -295,6 +326,25 @@ def leave_serve(*, shut_down: bool, wait: bool) -> None:
     where = [NodeAffinitySchedulingStrategy(node_id, soft=False) for node_id in nodes]
     patience_s = mps.PATIENCE_S if wait else 0.0
     ray.get([end.options(scheduling_strategy=there).remote(patience_s) for there in where], timeout=END_MPS_S)
+
+
+def fill_cards(deployments: list[dict[str, Any]], held: dict[str, tuple[int, dict[str, float]]]) -> None:
+    """Has replicas with parts of a card ask for shares that fill it, where they take one card together.
+
+    What binds them is what they were promised; this is only what Ray counts.
+
+    Args:
+        deployments: Of a Serve config; changed.
+        held: Of each, see `serve_config.resources`.
+    """
+    parts = {name: (count, each["GPU"]) for name, (count, each) in held.items() if 0 < each["GPU"] < 1}
+    in_all = sum(count * share for count, share in parts.values())
+    if not 0 < in_all < 1:
+        return
+    for entry in deployments:
+        if entry["name"] in parts:
+            share = parts[entry["name"]][1] / in_all
+            entry["ray_actor_options"]["num_gpus"] = 1 if share == 1 else math.floor(share * 1e4) / 1e4
 
 
 def _without_user_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from ray.serve._private.constants import DEFAULT_MAX_ONGOING_REQUESTS
 
 from morphling_ray.errors import InputError
+from morphling_ray.masking import PRESENT, is_secret
 from morphling_ray.serving.application import ApplicationFacts
 from morphling_ray.space import Configuration, Knob, Value
 
@@ -133,9 +134,23 @@ def present_configuration(knobs: tuple[Knob, ...], facts: ApplicationFacts) -> C
         value = _declared(facts, place_of(knob.name, facts))
         if value is None:
             return None
+        if is_secret(knob.name):
+            names = facts.secrets[knob.name]
+            present[knob.name] = next(name for name, real in names.items() if real == str(value))
+            continue
         # An environment variable is a text, whatever the knob's values are.
         present[knob.name] = next((v for v in knob.values if v == value or str(v) == value), value)
     return present
+
+
+def with_present_secrets(secrets: dict[str, dict[str, str]], facts: ApplicationFacts) -> dict[str, dict[str, str]]:
+    """What stands for the values of secret knobs, and for what the application has now where that is another one."""
+    out = {}
+    for knob, names in secrets.items():
+        now = _declared(facts, place_of(knob, facts))
+        more = {} if now is None or str(now) in names.values() else {PRESENT: str(now)}
+        out[knob] = {**names, **more}
+    return out
 
 
 def _declared(facts: ApplicationFacts, place: Place) -> Value | None:

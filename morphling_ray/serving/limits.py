@@ -17,6 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 from morphling_ray.serving import gpu_limits, quota
 
@@ -28,6 +29,7 @@ HOOK_VARIABLE = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 HOOK = {HOOK_VARIABLE: f"{__name__}.apply"}
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 WAIT_FOR_CORES_S = 5.0
+CORE_NAME = "morphling_ray/core/"  # of the socket that stands for a core
 
 _held: list[socket.socket] = []  # open for as long as the process lives: closing one gives its core back
 
@@ -82,12 +84,18 @@ def take_core(core: int) -> bool:
     """Takes a core for as long as this process lives; False where another process holds it."""
     holder = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
-        holder.bind(f"\0morphling_ray/core/{core}")
+        holder.bind(f"\0{CORE_NAME}{core}")
     except OSError:
         holder.close()
         return False
     _held.append(holder)
     return True
+
+
+def taken_cores() -> set[int]:
+    """Cores of this machine that processes hold, see `take_core`."""
+    names = (line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines() if CORE_NAME in line)
+    return {int(name.rpartition("/")[2]) for name in names if name.startswith(f"@{CORE_NAME}")}
 
 
 def pin_process(pid: int, cores: Iterable[int]) -> None:

@@ -38,7 +38,7 @@ def application_config(
         config["args"] = copy.deepcopy(facts.args)
     parts: dict[str, dict[str, Any]] = {}  # of a GPU, by deployment
     for knob, value in configuration.items():
-        place = place_of(knob, facts)
+        place, value = place_of(knob, facts), facts.secrets.get(knob, {}).get(str(value), value)
         if place.deployment is None:
             _put(config, place.keys, str(value) if place.keys[0] == "runtime_env" else value)
             continue
