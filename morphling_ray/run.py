@@ -128,6 +128,7 @@ class Run:
             + self.experiment.startup_timeout
             + self.experiment.node_timeout * bool(self._cluster.to_come),
             to_come=self._cluster.to_come,
+            tried=[str(trial.configuration) for trial in self._kept] if plan.needs is not None else [],
             **({"seats": self._seats(plan)} if at_once > 1 else {}),
         )
         self._session = self._new_session(plan)

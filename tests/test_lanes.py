@@ -52,6 +52,8 @@ class Sleeper:
     def release(self) -> None:
         self.released += 1
 
+    def tried(self, configurations: list[str]) -> None: ...
+
     def close(self) -> None: ...
 
 

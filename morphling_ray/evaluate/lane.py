@@ -32,7 +32,7 @@ class Lane:
 
         Args:
             ask: `number`, `configuration`, `stage` (`search` or `confirm`), `needed` and `exact`; for a comparison also
-                `rival`, which is such a dict, `ratio` and `cheaper`.
+                `rival`, which is such a dict, `ratio` and `cheaper`; and `tried`, where others have measured as well.
 
         Returns:
             `measurement` as JSON text, and that of the `rival`. An error of our own is a reason too: a trial never
@@ -45,6 +45,8 @@ class Lane:
         evaluator, rival = self._evaluator, ask.get("rival")
         measured: tuple[Measurement, ...]
         try:
+            if ask.get("tried"):
+                evaluator.tried(ask["tried"])  # type: ignore[attr-defined]
             if rival is not None:
                 sides = (ask["configuration"], rival["configuration"])
                 measured = evaluator.compare(*sides, ratio=ask["ratio"], cheaper=ask["cheaper"], progress=say)

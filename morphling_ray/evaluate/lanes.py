@@ -48,6 +48,7 @@ class Lanes:
         hang_s: A trial that takes longer has hung.
         seats: How many trials a node with these resources takes at once.
         to_come: Resources of nodes that an autoscaler may add; it is asked for as many as trials take.
+        tried: Configurations (as texts) that were measured before there were lanes.
         turn_s: Who has taken a turn and not given it back after that is gone.
     """
 
@@ -62,11 +63,14 @@ class Lanes:
         hang_s: float,
         seats: Callable[[Room], int] = lambda room: 1,
         to_come: Sequence[dict[str, float]] = (),
+        tried: Sequence[str] = (),
         turn_s: float = TURN_S,
     ) -> None:
         self._to_come, self._seats_of = to_come, seats
         self._wanted: dict[int, dict[str, float]] = {}  # by trial, what its node has
         self._turn_s = turn_s
+        self._tried = set(tried)
+        self._tells = needs is not None or bool(tried)  # a lane alone knows what it has measured
         self._name, self._make_evaluator, self._arguments = name, make_evaluator, arguments
         self._needs, self._node_timeout_s, self._hang_s = needs, node_timeout_s, hang_s
         self._opened = 0
@@ -98,6 +102,8 @@ class Lanes:
 
     async def _measure(self, ask: dict[str, Any], sides: Sequence[dict[str, Any]], want: Want) -> dict[str, str]:
         lost: list[str] = []
+        if self._tells:
+            ask = {**ask, "tried": sorted(self._tried)}
         while len(lost) <= REPEATS:
             notes: list[str] = []
             seat = await self._seating.take(want, notes)
@@ -108,7 +114,8 @@ class Lanes:
             try:
                 found: dict[str, str] = await asyncio.wait_for(_result(seat.actor.measure.remote(ask)), self._hang_s)
                 told = [json.loads(text) for text in found.values()]
-                seat.measured |= {str(each["configuration"]) for each in told}
+                seat.measured |= (configurations := {str(each["configuration"]) for each in told})
+                self._tried |= configurations
                 seat.served = None if told[-1].get("infeasible_because") else told[-1]["configuration"]
                 return _noted(found, [*_voided(lost), *notes])
             except RayActorError as error:

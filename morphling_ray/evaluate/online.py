@@ -8,7 +8,7 @@ Two finalists are compared in turn (duel.py).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -177,6 +177,10 @@ class OnlineEvaluator:
             seed=self._seed if seed is None else seed,
             say=progress or (lambda text: None),
         )
+
+    def tried(self, configurations: Iterable[str]) -> None:
+        """Tells of configurations (as texts) that others have measured, or that were measured in an earlier run."""
+        self._tried |= set(configurations)
 
     def throughput(self, configuration: Configuration) -> float:
         """Requests a second of a short closed loop, from batches that are full.
