@@ -165,7 +165,9 @@ class Run:
         there = places(self._seats(plan))
         if wanted is not None and wanted > there:
             self._say(f"{wanted} trials at the same time were asked for; the nodes that are there take {there}")
-        return max(1, there if wanted is None else wanted)
+        if wanted is None or cluster.local:  # to which no node comes
+            return max(1, min(there, wanted or there))
+        return wanted
 
     def _seats(self, plan: Plan) -> Callable[[Room], int]:
         """How many trials a node takes at once: on this machine alone as many as are asked for, if they fit."""

@@ -58,7 +58,7 @@ class Want:
         configuration: What it measures, or compares with another one.
         replicas: Of that, and of the other one.
         alone: Nothing else is to go on there.
-        settled: It has found its node, and waits for that one only.
+        settled: It has found its node, and is in nobody's way on others.
     """
 
     number: int
@@ -136,12 +136,12 @@ class Seating:
                 await self._wait()
         finally:
             self._waiting.remove(want)
+            self._look_again()
 
     def free(self, seat: Seat) -> None:
         """Its trial is over."""
         seat.busy = False
-        self._freed.set()  # whoever waits looks again
-        self._freed = asyncio.Event()
+        self._look_again()
 
     def lost(self, seat: Seat, *, node_too: bool) -> None:
         """It does not answer any more, perhaps because its node is gone."""
@@ -150,6 +150,11 @@ class Seating:
         self._close(seat)
         if seat.node_id is not None:
             self._take_down(seat.node_id, seat.number)
+
+    def _look_again(self) -> None:
+        """Wakes all who wait."""
+        self._freed.set()
+        self._freed = asyncio.Event()
 
     async def _wait(self) -> None:
         """Until a lane is free, or a node may have come."""
@@ -184,15 +189,13 @@ class Seating:
             if busy and node_id not in self._shares:
                 if self._seats_of(room) < 2:
                     continue
-                want.settled = True  # it waits for this node only
-                found = await self._first_neighbour(want, busy[0], claims[node_id], room, notes)
-                want.settled = False
-                return found, True
+                return await self._first_neighbour(want, busy[0], claims[node_id], room, notes), True
             found = next((seat for seat in seats if not seat.busy), None)
             if found is None:
                 if len(seats) >= self._seats_of(room):
                     continue
                 found = self._open(node_id, min(set(range(len(seats) + 1)) - {seat.number for seat in seats}))
+            want.settled = True
             await self._make_room(found, claims[node_id], room)
             return found, True
         return None, bool(claims)
@@ -217,6 +220,7 @@ class Seating:
         """
         node_id = str(first.node_id)
         self._trying.add(node_id)
+        want.settled = True
         try:
             while first.busy and first in self.seats:
                 await self._wait()
@@ -224,7 +228,7 @@ class Seating:
                 return None
             if not within(taken, remaining(room, [seat.claim for seat in self._on(node_id)])):
                 return None
-            second = self._open(node_id, 1)
+            second = self._open(node_id, 1 - first.number)
             first.busy, second.busy, second.claim = True, True, taken
             try:
                 cost = await asyncio.wait_for(self._cost(want, first, second), self._hang_s)
@@ -243,6 +247,7 @@ class Seating:
                 return None
             return second
         finally:
+            want.settled = False
             self._trying.discard(node_id)
 
     async def _cost(self, want: Want, first: Seat, second: Seat) -> float:

@@ -188,8 +188,9 @@ class Deployer:
         """Has Serve bring the application up as `config` says, in `expected` replicas."""
         with self._turn():
             self._client.deploy_apps(ServeDeploySchema.model_validate({"applications": [*self._others(), config]}))
-            last = self._clock() + PLACED_S
-            while self._whole_cards and self._clock() < last and _placed(application := self._details()) < expected:
+            # Ray gives the rest of a card that is begun to whoever asks for that much: nobody else may ask meanwhile.
+            last = self._clock() + PLACED_S * (self._whole_cards and _takes_parts_of_cards(config))
+            while self._clock() < last and _placed(application := self._details()) < expected:
                 if _failure(application, ""):
                     break
                 time.sleep(POLL_S)
@@ -345,6 +346,10 @@ def fill_cards(deployments: list[dict[str, Any]], held: dict[str, tuple[int, dic
         if entry["name"] in parts:
             share = parts[entry["name"]][1] / in_all
             entry["ray_actor_options"]["num_gpus"] = 1 if share == 1 else math.floor(share * 1e4) / 1e4
+
+
+def _takes_parts_of_cards(config: dict[str, Any]) -> bool:
+    return any(0 < (d.get("ray_actor_options", {}).get("num_gpus") or 0) < 1 for d in config["deployments"])
 
 
 def _without_user_config(config: dict[str, Any]) -> dict[str, Any]:
