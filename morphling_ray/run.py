@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from morphling_ray.cluster import Cluster, connect, disconnect, head_answers
 from morphling_ray.evaluate.lane import NAMESPACE
 from morphling_ray.evaluate.lanes import places, start_lanes
-from morphling_ray.evaluate.room import Replicas, Room, different, on_one_node, seats
+from morphling_ray.evaluate.room import Room, on_one_node, seats
 from morphling_ray.experiment import Experiment
 from morphling_ray.masking import has_secrets, masked
 from morphling_ray.measurement import Measurement, Trial
@@ -160,7 +160,7 @@ class Run:
         wanted = self.experiment.concurrency
         if plan.needs is None or wanted == 1:
             return 1
-        if wanted is None and not on_one_node(_kinds(plan), cluster.all_nodes):
+        if wanted is None and not on_one_node(plan.kinds, cluster.all_nodes):
             return 1
         there = places(self._seats(plan))
         if wanted is not None and wanted > there:
@@ -173,7 +173,7 @@ class Run:
         """How many trials a node takes at once: on this machine alone as many as are asked for, if they fit."""
         alone = self.experiment.address is None
         per_node = self.experiment.trials_per_node or (self.experiment.concurrency if alone else None)
-        return partial(seats, kinds=_kinds(plan), per_node=per_node)
+        return partial(seats, kinds=plan.kinds, per_node=per_node)
 
     def _run_tune(self, session: SearchSession, at_once: int) -> None:
         from ray import tune
@@ -337,11 +337,6 @@ class Run:
     def _say(self, text: str) -> None:
         if self._show is not None:
             self._show.message(text)
-
-
-def _kinds(plan: Plan) -> list[Replicas]:
-    """What the configurations of a plan ask for."""
-    return different(map(plan.needs, plan.space.configurations)) if plan.needs is not None else []
 
 
 def check(experiment: Experiment) -> Target:

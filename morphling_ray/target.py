@@ -3,7 +3,7 @@
 Two kinds, alike to everything else: a Serve application, and a task of a recorded set.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from morphling_ray.objective import ExpressionObjective, Objective, Prices, Serv
 from morphling_ray.space import Configuration, SearchSpace
 
 if TYPE_CHECKING:
+    from morphling_ray.evaluate.room import Replicas
     from morphling_ray.serving.costs import ApplicationCosts
 
 ENOUGH_TRIALS = 5  # with fewer, each goes to what the user listed
@@ -39,6 +40,7 @@ class Plan:
         arguments: Keyword arguments.
         notes: What the user should know about the plan.
         needs: Ray resources of each replica of a configuration; None where nothing is served.
+        kinds: The different ones of the whole space.
     """
 
     space: SearchSpace
@@ -49,6 +51,7 @@ class Plan:
     arguments: dict[str, Any]
     notes: tuple[str, ...] = ()
     needs: Callable[[Configuration], list[dict[str, float]]] | None = None
+    kinds: "Sequence[Replicas]" = ()
 
 
 class Target(Protocol):
@@ -183,6 +186,7 @@ class ServeTarget:
     def plan(self, cluster: Cluster, *, one_node: bool = False) -> Plan:
         """See `Target`."""
         from morphling_ray.evaluate.online import OnlineEvaluator
+        from morphling_ray.evaluate.room import different
         from morphling_ray.serving.default_space import default_space
         from morphling_ray.serving.knobs import check_knobs, undeclared_limits
         from morphling_ray.serving.serve_config import fit, replica_resources, total
@@ -194,7 +198,7 @@ class ServeTarget:
         for gpus in {tuple(sorted((k, v) for k, v in n.items() if k != "CPU")) for n in needs}:
             cluster.check_gpus(dict(gpus))
         held = [
-            c
+            (c, each)
             for c, each, needed in zip(space.configurations, replicas, needs, strict=True)
             if cluster.can_hold(needed)
             and all(replica["CPU"] <= cluster.largest_cpus for replica in each)
@@ -208,7 +212,7 @@ class ServeTarget:
         if len(held) < len(space):
             what = "one node" if one_node else "the cluster"
             notes = (f"{len(space) - len(held)} of {len(space)} configurations need more than {what} has",)
-            space = SearchSpace(space.knobs, space.constraints, held)
+            space = SearchSpace(space.knobs, space.constraints, [c for c, _ in held])
         present, more = self._present(space, cluster, one_node=one_node)
         notes += more
         if raised := undeclared_limits(space.knobs, self.facts):
@@ -246,6 +250,7 @@ class ServeTarget:
             },
             notes=notes,
             needs=partial(replica_resources, self.facts),
+            kinds=different(each for _, each in held),
         )
 
     def _gpu_type(self, cluster: Cluster) -> str | None:
