@@ -1,40 +1,51 @@
 """How a search scales with nodes: `python -m experiments.scaling`.
 
     session and sampler (the real ones) ─► trials on N nodes, in simulated time ─► recorded surfaces, with noise
+    `--ray-nodes`: the same, through Ray Tune and lanes on that many of Ray's nodes, where trials take their time
 
 A node measures one trial at a time, and trials take unequally long. Whatever is being measured is pending: the sampler
-proposes around it. Families are held out of what is learned. Then what bounds it from our side: proposals a second
-while many trials are pending, and trials that the store takes.
+proposes around it. Families are held out of what is learned. Where types of GPUs are a knob, nodes are of these types
+in turn, and a trial waits for one of its type. Then what bounds it from our side: proposals a second while many trials
+are pending, and trials that the store takes.
 """
 
 import argparse
+import contextlib
 import heapq
+import io
+import itertools
+import os
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from experiments.comparison.datasets import seed_of
+from experiments.paper.studies import spaces
 from morphling_ray.evaluate.replay import ReplayEvaluator
 from morphling_ray.measurement import Measurement, Trial
 from morphling_ray.meta.tasks import TrainingTask
 from morphling_ray.objective import ExpressionObjective
 from morphling_ray.search import SEARCHERS
 from morphling_ray.search.session import Ask, SearchSession
-from morphling_ray.space import Knob, SearchSpace
+from morphling_ray.space import Configuration, Knob, SearchSpace
 from morphling_ray.store import RunDirectory
-from morphling_ray.surface import SurfaceSet, load_surfaces
+from morphling_ray.surface import Surface, SurfaceSet, load_surfaces
 
 NODES = (1, 2, 4, 8, 16, 32, 100)
 TRIAL_S, SPREAD = 12.0, 0.4  # median and standard deviation of the logarithm of what a trial takes
 NEAR, NOISE = 0.95, 0.03
 PENDING, SHOWN = (0, 10, 100, 1000), 20  # trials that are pending, and proposals that are timed then
 STORED = 10_000
+SHORT_S = 3.0  # of a trial on Ray's nodes
+CACHE = Path("build/paper")  # of simulated surfaces
 LONGEST_MIN = 60.0  # that a search which never gets there counts for in a mean
 FloatArray = npt.NDArray[np.float64]
 
@@ -56,13 +67,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs and prints; returns 0."""
     parser = argparse.ArgumentParser(prog="python -m experiments.scaling", description=__doc__)
     parser.add_argument("--surfaces", type=Path, default=Path("experiments/surfaces/h100"), metavar="DIR")
+    parser.add_argument(
+        "--paper", action="store_true", help="the simulated space of the paper instead, of three GPU types"
+    )
     parser.add_argument("--objective", default="rps_per_dollar", metavar="NAME")
     parser.add_argument("--searcher", default="morphling", choices=SEARCHERS)
     parser.add_argument("--nodes", type=int, nargs="+", default=list(NODES), metavar="N")
     parser.add_argument("--trials", type=int, default=100, help="of each search, at most")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument(
+        "--ray-nodes", type=int, nargs="+", default=[], metavar="N", help="on this machine, and nothing else"
+    )
     arguments = parser.parse_args(argv)
-    surfaces = load_surfaces(arguments.surfaces)
+    surfaces = spaces(CACHE)["ec2-simulated"].surfaces if arguments.paper else load_surfaces(arguments.surfaces)
+    if arguments.ray_nodes:
+        return _on_rays_nodes(surfaces, arguments)
     print(f"{arguments.searcher}, {surfaces.name}, {arguments.objective}: {len(surfaces.surfaces)} tasks")
     print(f"{'nodes':>6}{'trials to 5 %':>16}{'minutes to 5 %':>17}{'speed-up':>10}")
     alone = 0.0
@@ -109,20 +128,114 @@ def simulate(
 ) -> Search:
     """A search on so many nodes, until what it recommends is within 5 % of the best, or its trials are over."""
     rng = np.random.default_rng(seed)
+    types = next((k.values for k in evaluator.surface.space.knobs if k.name == "gpu_type"), (None,))
+    free = Counter(itertools.islice(itertools.cycle(types), max(nodes, len(types))))
+    waiting: list[Ask] = []
     best = max(evaluator.truth(c) for c in evaluator.surface.space.configurations)
     running: list[tuple[float, int, Ask]] = []
     now, told = 0.0, 0
     while True:
-        while len(running) < nodes and (ask := session.next()) is not None:
-            heapq.heappush(running, (now + TRIAL_S * float(np.exp(SPREAD * rng.standard_normal())), ask.number, ask))
+        while len(running) + len(waiting) < nodes and (ask := session.next()) is not None:
+            waiting.append(ask)
+        for ask in list(waiting):
+            if free[ask.configuration.get("gpu_type")] > 0:
+                free[ask.configuration.get("gpu_type")] -= 1
+                waiting.remove(ask)
+                takes_s = TRIAL_S * float(np.exp(SPREAD * rng.standard_normal()))
+                heapq.heappush(running, (now + takes_s, ask.number, ask))
         if not running:
             return Search(np.inf, np.inf)
         now, _, ask = heapq.heappop(running)
+        free[ask.configuration.get("gpu_type")] += 1
         session.tell(ask.number, evaluator.measure(ask.configuration))
         told += 1
         found = session.recommendation()
         if found is not None and evaluator.truth(found.configuration) >= NEAR * best:
             return Search(told, now)
+
+
+class TakesTime(ReplayEvaluator):
+    """Answers from a recorded surface, after as long as a trial takes.
+
+    Args:
+        seconds: Median of that.
+        place: Where its lane is, which does not matter to it.
+    """
+
+    def __init__(
+        self, surface: Surface, objective: ExpressionObjective, *, seed: int, seconds: float, **place: Any
+    ) -> None:
+        super().__init__(surface, objective, noise=NOISE, seed=seed)
+        self._seconds = seconds
+
+    def measure(self, configuration: Configuration, **how: Any) -> Measurement:
+        """See `Evaluator`."""
+        rng = np.random.default_rng(seed_of("takes", *map(str, configuration.values())))
+        time.sleep(self._seconds * float(np.exp(SPREAD * rng.standard_normal())))
+        return super().measure(configuration, **how)
+
+    def tried(self, configurations: Sequence[str]) -> None:
+        """Nothing is measured but what is asked for."""
+
+
+def _on_rays_nodes(surfaces: SurfaceSet, arguments: argparse.Namespace) -> int:
+    name, surface = next(iter(surfaces.surfaces.items()))
+    goal = surfaces.objective(arguments.objective, name)
+    print(f"{arguments.searcher}, {name}: {arguments.trials} trials of {SHORT_S:g} s, by Ray Tune on Ray's nodes")
+    print(f"{'nodes':>6}{'trials a minute':>17}{'times as many':>15}")
+    alone = 0.0
+    for nodes in arguments.ray_nodes:
+        sampler = SEARCHERS[arguments.searcher].make(surface.space, goal, seed=0, learned=None)
+        session = SearchSession(
+            surface.space,
+            goal,
+            sampler,
+            max_trials=arguments.trials,
+            time_budget_s=None,
+            clock=time.monotonic,
+            confirm=0,
+            give_up_after=0,
+        )
+        per_minute = 60 * trials_a_second(session, surface, goal, nodes)
+        alone = alone or per_minute
+        print(f"{nodes:>6}{per_minute:>17.1f}{per_minute / alone:>15.2f}", flush=True)
+    return 0
+
+
+def trials_a_second(session: SearchSession, surface: Surface, objective: ExpressionObjective, nodes: int) -> float:
+    """Of a search on so many of Ray's own nodes, all on this machine, from its first trial's end on."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from morphling_ray.cluster import QUIET
+    from morphling_ray.evaluate.lane import NAMESPACE
+    from morphling_ray.evaluate.lanes import start_lanes
+    from morphling_ray.run import run_trials
+
+    os.environ.update(QUIET)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # which workers may not find
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    ended: list[float] = []
+    try:
+        for _ in range(nodes):
+            cluster.add_node(num_cpus=1)
+        ray.init(address=cluster.address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+        arguments = {"surface": surface, "objective": objective, "seed": 0, "seconds": SHORT_S}
+        asks = {"needs": lambda configuration: [{"CPU": 1.0, "GPU": 0.0}], "node_timeout_s": 60.0, "hang_s": 60.0}
+        measuring = start_lanes(lanes := f"lanes-{nodes}", TakesTime, arguments, **asks)  # for as long as it is held
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            run_trials(
+                session,
+                lanes,
+                at_once=nodes,
+                folder=Path(folder),
+                on_trial=lambda number, measurement, objective: ended.append(time.monotonic()),
+            )
+        ray.kill(measuring)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    return (len(ended) - 1) / (ended[-1] - ended[0])
 
 
 def proposals(searcher: str) -> Iterator[tuple[int, float]]:

@@ -138,7 +138,14 @@ class Run:
         try:
             # The models are small: BLAS threads would only take cores from the replicas.
             with threadpool_limits(limits=1):
-                self._run_tune(self._session, at_once if plan.needs else self.experiment.concurrency or 1)
+                run_trials(
+                    self._session,
+                    self._lanes_name,
+                    at_once=at_once if plan.needs else self.experiment.concurrency or 1,
+                    folder=self.directory.path,
+                    on_ask=self._on_ask,
+                    on_trial=self._on_trial,
+                )
                 if self.experiment.loadgen:
                     self._loadgen = self._cross_check(self._session)
         finally:
@@ -174,34 +181,6 @@ class Run:
         alone = self.experiment.address is None
         per_node = self.experiment.trials_per_node or (self.experiment.concurrency if alone else None)
         return partial(seats, kinds=plan.kinds, per_node=per_node)
-
-    def _run_tune(self, session: SearchSession, at_once: int) -> None:
-        from ray import tune
-
-        from morphling_ray.search.ray_searcher import SessionSearcher
-
-        searcher = SessionSearcher(session, on_ask=self._on_ask, on_trial=self._on_trial)
-        name = self._lanes_name
-
-        def trial(config: dict[str, Any]) -> None:
-            import ray
-
-            # A trial holds no CPU (that is the replicas'), and a worker runs one trial after another.
-            lanes = ray.get_actor(name, namespace=NAMESPACE)
-            tune.report({**ray.get(lanes.measure.remote(config)), "number": config["number"]})
-
-        tuner = tune.Tuner(
-            tune.with_resources(trial, tune.PlacementGroupFactory([{"CPU": 0, "memory": 1}])),
-            tune_config=tune.TuneConfig(
-                search_alg=searcher,
-                num_samples=-1,  # the session says when it is over
-                max_concurrent_trials=at_once,
-                reuse_actors=True,
-                trial_dirname_creator=lambda t: f"trial-{t.trial_id}",
-            ),
-            run_config=tune.RunConfig(name=TUNE_FOLDER, storage_path=str(self.directory.path.resolve()), verbose=0),
-        )
-        tuner.fit()
 
     def _cross_check(self, session: SearchSession) -> dict[str, Any] | None:
         """Has MLPerf LoadGen measure what will be recommended; a failure of that does not spoil the run."""
@@ -337,6 +316,50 @@ class Run:
     def _say(self, text: str) -> None:
         if self._show is not None:
             self._show.message(text)
+
+
+def run_trials(
+    session: SearchSession,
+    lanes: str,
+    *,
+    at_once: int,
+    folder: Path,
+    on_ask: Callable[[Ask], None] | None = None,
+    on_trial: Callable[[int, Measurement, float | None], None],
+) -> None:
+    """Has Ray Tune run a search's trials to its end.
+
+    Args:
+        session: What is tried, and when that is enough.
+        lanes: Name of the actor that measures, see `evaluate.lanes`.
+        at_once: Trials at the same time.
+        folder: Where Tune may write.
+        on_ask: Told of each trial that begins.
+        on_trial: Told of each trial that has ended.
+    """
+    from ray import tune
+
+    from morphling_ray.search.ray_searcher import SessionSearcher
+
+    def trial(config: dict[str, Any]) -> None:
+        import ray
+
+        # A trial holds no CPU (that is the replicas'), and a worker runs one trial after another.
+        measured = ray.get(ray.get_actor(lanes, namespace=NAMESPACE).measure.remote(config))
+        tune.report({**measured, "number": config["number"]})
+
+    tuner = tune.Tuner(
+        tune.with_resources(trial, tune.PlacementGroupFactory([{"CPU": 0, "memory": 1}])),
+        tune_config=tune.TuneConfig(
+            search_alg=SessionSearcher(session, on_ask=on_ask, on_trial=on_trial),
+            num_samples=-1,  # the session says when it is over
+            max_concurrent_trials=at_once,
+            reuse_actors=True,
+            trial_dirname_creator=lambda t: f"trial-{t.trial_id}",
+        ),
+        run_config=tune.RunConfig(name=TUNE_FOLDER, storage_path=str(folder.resolve()), verbose=0),
+    )
+    tuner.fit()
 
 
 def check(experiment: Experiment) -> Target:

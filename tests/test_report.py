@@ -207,6 +207,14 @@ def test_an_interrupted_run_recommends_its_best(tmp_path: Path) -> None:
     assert "serve run" not in text  # there is no Serve config to run
 
 
+def test_what_was_voided_is_counted(tmp_path: Path) -> None:
+    """Fails if a person does not see that something broke under the search."""
+    assert (
+        "1 infeasible, 3 repeated" in Page(render(write(tmp_path / "a", TRIALS, {**FOUND, "voided_attempts": 3}))).text
+    )
+    assert "repeated" not in Page(render(write(tmp_path / "b", TRIALS, FOUND))).text
+
+
 def test_where_nothing_is_feasible_it_says_why_and_what_came_nearest(tmp_path: Path) -> None:
     text = Page(render(write(tmp_path / "run", [rejected(1), infeasible(2)], NOTHING_FOUND))).text
     assert "Nothing is recommended No configuration met the SLO (2 trials, 96 s)." in text
