@@ -170,7 +170,7 @@ def test_a_type_of_gpu_that_disappears(nodes: tuple[Any, list[Any]]) -> None:
     asks = [ask(10 + i, gpu_type="V100") for i in range(5)] + [ask(20, gpu_type="T4")]
     found = [measured(text) for text in ray.get([ours.measure.remote(a) for a in asks], timeout=60)]
     assert [m.feasible for m in found] == [False] * 5 + [True]
-    assert time.monotonic() - began < TRIAL_S + 1.0
+    assert time.monotonic() - began < TRIAL_S + 1.4
     new = add(cluster, V100)
     assert measured(ray.get(ours.measure.remote(asks[0]), timeout=60)).details["node"] == new.node_id
 
@@ -225,7 +225,7 @@ def test_two_trials_share_a_node_if_they_do_not_slow_each_other_down(
     began = time.monotonic()
     found = [measured(t) for t in ray.get([ours.measure.remote(ask(10 + i)) for i in range(4)], timeout=60)]
     rounds = 4 // at_once
-    assert rounds * TRIAL_S <= time.monotonic() - began < (rounds + 1) * TRIAL_S
+    assert rounds * TRIAL_S <= time.monotonic() - began < rounds * TRIAL_S + 0.9
     assert {m.details["seat"] for m in found} == set(range(at_once))
     assert all(m.details["shared"] for m in found)
     assert not any(m.notes for m in found)
@@ -255,7 +255,7 @@ def test_who_needs_the_whole_node_gets_it_in_turn(nodes: tuple[Any, list[Any]]) 
     assert TRIAL_S <= ends["small"] < ends["large"] - 0.8 * TRIAL_S
     assert ends["large"] < ends["last"] - 0.8 * TRIAL_S
     assert ends["last"] < ends["later"] - 0.8 * TRIAL_S
-    assert ends["later"] < 4 * TRIAL_S + 1.5, "the last two did not share it again"
+    assert {m.details["seat"] for m in found} == {0, 1}, "the last two did not share it again"
     assert sum(m.details["released"] for m in found) >= 1, "what was left up is in the way"
 
 
