@@ -80,6 +80,8 @@ def nodes(request: pytest.FixtureRequest) -> Iterator[tuple[Any, list[Any]]]:
     finally:
         ray.shutdown()
         cluster.shutdown()
+        if "ray.serve.context" in sys.modules:  # its client would be taken for that of the next test's cluster
+            sys.modules["ray.serve.context"]._set_global_client(None)
 
 
 def add(cluster: Any, room: dict[str, float]) -> Any:
