@@ -34,6 +34,7 @@ from morphling_ray.measurement import Measurement, Trial
 from morphling_ray.meta.tasks import TrainingTask
 from morphling_ray.objective import ExpressionObjective
 from morphling_ray.search import SEARCHERS
+from morphling_ray.search.sampler import Sampler
 from morphling_ray.search.session import Ask, SearchSession
 from morphling_ray.space import Configuration, Knob, SearchSpace
 from morphling_ray.store import RunDirectory
@@ -110,17 +111,22 @@ def _searches(
         for number in range(arguments.seeds):
             sampler = method.make(surface.space, goal, seed=seed_of("scaling", name, number), learned=learned)
             evaluator = ReplayEvaluator(surface, goal, noise=NOISE, seed=seed_of("noise", name, number))
-            session = SearchSession(
-                surface.space,
-                goal,
-                sampler,
-                max_trials=arguments.trials,
-                time_budget_s=None,
-                clock=lambda: 0.0,
-                confirm=0,
-                give_up_after=0,
-            )
+            session = _session(surface, goal, sampler, arguments.trials)
             yield simulate(session, evaluator, goal, nodes, number)
+
+
+def _session(surface: Surface, goal: ExpressionObjective, sampler: Sampler, trials: int) -> SearchSession:
+    """Which ends by its number of trials alone."""
+    return SearchSession(
+        surface.space,
+        goal,
+        sampler,
+        max_trials=trials,
+        time_budget_s=None,
+        clock=lambda: 0.0,
+        confirm=0,
+        give_up_after=0,
+    )
 
 
 def simulate(
@@ -186,16 +192,7 @@ def _on_rays_nodes(surfaces: SurfaceSet, arguments: argparse.Namespace) -> int:
     alone = 0.0
     for nodes in arguments.ray_nodes:
         sampler = SEARCHERS[arguments.searcher].make(surface.space, goal, seed=0, learned=None)
-        session = SearchSession(
-            surface.space,
-            goal,
-            sampler,
-            max_trials=arguments.trials,
-            time_budget_s=None,
-            clock=time.monotonic,
-            confirm=0,
-            give_up_after=0,
-        )
+        session = _session(surface, goal, sampler, arguments.trials)
         per_minute = 60 * trials_a_second(session, surface, goal, nodes)
         alone = alone or per_minute
         print(f"{nodes:>6}{per_minute:>17.1f}{per_minute / alone:>15.2f}", flush=True)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,12 +42,13 @@ class Sleeper:
 
     def throughput(self, configuration: dict[str, Any]) -> float:
         """Less where the other lane of this node is asked at the same time, by what the configuration says."""
-        mine, other = (f"/tmp/morphling-{self.home}-{number}" for number in (self.seat, 1 - self.seat))
-        Path(mine).touch()
+        folder = Path(tempfile.gettempdir())
+        mine, other = (folder / f"morphling-{self.home}-{number}" for number in (self.seat, 1 - self.seat))
+        mine.touch()
         time.sleep(0.15)
-        beside = Path(other).exists()
+        beside = other.exists()
         time.sleep(0.15)
-        Path(mine).unlink()
+        mine.unlink()
         return 100.0 * (1 - float(configuration.get("loss", 0.0)) * beside)
 
     def release(self) -> None:

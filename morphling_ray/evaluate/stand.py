@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +95,9 @@ class Stand:
         self.replicas: list[Replica] = []
         self._node_id = ray.get_runtime_context().get_node_id()
         self._all_cores = sorted(os.sched_getaffinity(0))
-        # That no replica of another stand is given it, low ones first, since replicas are given the high ones first.
-        self._own_cores = set(islice(filter(take_core, self._all_cores), among_others))
+        # For the drivers, that no replica of another stand is given it; a low one, since those get the high ones first.
+        own = next(filter(take_core, self._all_cores), None) if among_others else None
+        self._own_cores = {own} if own is not None else set[int]()
         self._moved: list[str] = []  # which of Ray's processes keep off the replicas' cores
         self._parts_of_gpus = False  # whether the replicas were promised some
         self._up_since_us = 0
