@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "morphling_ray"
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
-    "masking": set(),
+    "masking": {"errors"},
     "autoscaler": {"errors"},
     "expressions": {"errors"},
     "space": {"errors", "expressions"},
@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluate": {"errors", "space", "measurement", "surface", "objective", "load", "serving"},
     "meta": {"errors", "space", "surface", "objective"},
     "search": {"errors", "space", "measurement", "objective", "meta"},
-    "serving": {"errors", "space", "objective"},
+    "serving": {"errors", "masking", "space", "objective"},
     "load": {"errors", "measurement", "objective", "serving"},
     "store": {"errors", "space", "measurement", "objective"},
 }
@@ -41,6 +41,7 @@ RAY = {
         *("load/client.py", "load/crew.py", "load/loadgen.py"),
         "evaluate/stand.py",
         "evaluate/lanes.py",
+        "evaluate/seating.py",
     ),
     *("run.py", "cluster.py", "autoscaler.py"),
 }
