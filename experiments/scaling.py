@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--paper", action="store_true", help="the simulated space of the paper instead, of three GPU types"
     )
-    parser.add_argument("--objective", default="rps_per_dollar", metavar="NAME")
+    parser.add_argument("--objective", metavar="NAME", help="default: rps_per_dollar, and the paper's first")
     parser.add_argument("--searcher", default="morphling", choices=SEARCHERS)
     parser.add_argument("--nodes", type=int, nargs="+", default=list(NODES), metavar="N")
     parser.add_argument("--trials", type=int, default=100, help="of each search, at most")
@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     surfaces = spaces(CACHE)["ec2-simulated"].surfaces if arguments.paper else load_surfaces(arguments.surfaces)
+    arguments.objective = arguments.objective or ("objective1" if arguments.paper else "rps_per_dollar")
     if arguments.ray_nodes:
         return _on_rays_nodes(surfaces, arguments)
     print(f"{arguments.searcher}, {surfaces.name}, {arguments.objective}: {len(surfaces.surfaces)} tasks")
