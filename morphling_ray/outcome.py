@@ -11,11 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from threadpoolctl import threadpool_limits
+
 from morphling_ray.environment import environment
 from morphling_ray.experiment import Experiment
 from morphling_ray.measurement import Measurement, Probe, Trial, Verdict
 from morphling_ray.objective import ServingObjective, Slo
-from morphling_ray.search import SEARCHERS, bundled_prior
+from morphling_ray.search import SEARCHERS, bundled_prior, stored_prior
+from morphling_ray.search.insight import insight
 from morphling_ray.search.session import CONFIRM, SEARCH, SearchSession
 from morphling_ray.space import Configuration
 from morphling_ray.wording import configuration_text, counted, differing, percent
@@ -80,6 +83,7 @@ def recommendation(
         "notes": [*(plan.notes if plan is not None else ()), *(session.notes if session is not None else ())],
         "environment": environment(command),
         "timings_s": _timings(trials, starting_s, seconds),
+        "insight": _insight(experiment, plan, trials) if plan is not None and trials else None,
     }
     if chosen is None or plan is None:
         out["reason"] = _why_nothing(trials, interrupted=interrupted)
@@ -132,6 +136,37 @@ def recommendation(
             )
     out["summary"] = _summary(out, slo)
     return out
+
+
+def _insight(experiment: Experiment, plan: "Plan", trials: Sequence[Trial]) -> dict[str, Any]:
+    """What the model says of the search in the end, in the unit that a person reads; what does not work is None."""
+    learned = stored_prior(experiment.searcher, Path(experiment.prior) if experiment.prior else None)
+    with threadpool_limits(limits=1):
+        seen = [(t.number, t.measurement) for t in trials]
+        found = insight(plan.space, plan.objective, seen, prior=learned, seed=experiment.seed)
+
+    def reported(value: float | None) -> float | None:
+        return float(f"{plan.objective.reported(value):.5g}") if value else None
+
+    expected = [(e.number, [reported(v) for v in (e.low, e.middle, e.high)]) for e in found.expected]
+    plane = found.plane
+    return {
+        "expected": {str(number): values for number, values in expected},
+        "effects": {
+            name: [
+                {"value": e.value, "low": round(e.low, 4), "middle": round(e.middle, 4), "high": round(e.high, 4)}
+                for e in effects
+            ]
+            for name, effects in found.effects
+        },
+        "plane": None
+        if plane is None
+        else {
+            "rows": plane.rows,
+            "columns": plane.columns,
+            "values": [[reported(v) for v in row] for row in plane.values],
+        },
+    }
 
 
 def _prior(experiment: Experiment) -> str | None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from morphling_ray.measurement import Probe, Verdict
 from morphling_ray.summary import Summary
 from morphling_ray.svg import ACCENT, INK, LINE, MISSED, MUTED, PAPER, SERIES, STAGES, figure_of, style, svg
-from morphling_ray.wording import Outcome, configuration_text, duration, number, outcome, setting
+from morphling_ray.wording import Outcome, configuration_text, duration, number, outcome
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +23,7 @@ def quality(summary: Summary) -> str:
         strip = figure.add_subplot(grid[1], sharex=axes)
         x: list[int] = []
         best: list[float] = []
+        top = 0.0
         for trial in summary.trials:
             value, kind = summary.value(trial), outcome(trial)
             if value is None:
@@ -30,6 +31,14 @@ def quality(summary: Summary) -> str:
                 colour = MUTED if kind is Outcome.REJECTED else MISSED
                 strip.plot(trial.number, 1 if kind is Outcome.REJECTED else 0, marker, color=colour, markersize=6)
                 continue
+            low, middle, high = summary.expected(trial) or (None, None, None)
+            if middle and high:
+                ends = sorted((low or 0.0, high))
+                axes.plot(
+                    [trial.number] * 2, ends, color=MUTED, alpha=0.35, linewidth=5, solid_capstyle="butt", zorder=1
+                )
+                axes.plot(trial.number, middle, "_", color=MUTED, markersize=9, zorder=1.2)
+            top = max(top, value)
             confirm = trial.stage == "confirm"
             axes.plot(trial.number, value, "D" if confirm else "o", color=ACCENT if confirm else INK, markersize=5.5)
             if summary.is_recommended(trial):
@@ -41,15 +50,15 @@ def quality(summary: Summary) -> str:
         if x:
             end = max(t.number for t in summary.trials)
             axes.step([*x, end], [*best, best[-1]], where="post", color=ACCENT, linewidth=1.8, zorder=1.5)
-        axes.set_ylim(0, 1.14 * max(v for t in summary.measured if (v := summary.value(t)) is not None))
-        axes.set_ylabel(_objective_label(summary))
+        axes.set_ylim(0, 1.14 * top)  # what was expected may reach far beyond
+        axes.set_ylabel(objective_label(summary))
         axes.tick_params(labelbottom=False, bottom=False)
         strip.set_yticks([0, 1], ["infeasible", "rejected"])
         strip.set_ylim(-0.7, 1.7)
         strip.grid(False)
         strip.set_xlabel("trial")
         _whole_numbers(strip)
-        return svg(figure, "plot-quality", f"{_objective_label(summary)} by trial")
+        return svg(figure, "plot-quality", f"{objective_label(summary)} by trial")
 
 
 def latency(summary: Summary) -> str:
@@ -108,46 +117,6 @@ def _mark(verdict: Verdict, colour: str) -> dict[str, Any]:
     return {"linestyle": "", "marker": "X" if missed else "o", "markersize": size, "mec": edge, "mfc": face, "mew": 1.0}
 
 
-def knobs(summary: Summary) -> str:
-    """For each knob that was varied: the best objective found with each of its values."""
-    values = {k: _values(summary, k) for k in summary.knobs}
-    varied = [k for k, v in values.items() if len(v) > 1]
-    if not varied or not summary.measured:
-        return ""
-    better = min if summary.lower_is_better else max
-    columns = min(3, len(varied))
-    rows = math.ceil(len(varied) / columns)
-    with style():
-        figure = figure_of(0.3 + 2.1 * rows)
-        all_axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
-        for axes, knob in zip(all_axes.flat, varied):
-            axes.set_title(knob)
-            axes.grid(axis="x", visible=False)
-            labels = []
-            for position, value in enumerate(values[knob]):
-                tried = [t for t in summary.trials if t.configuration.get(knob) == value]
-                found = [v for t in tried if (v := summary.value(t)) is not None]
-                labels.append(f"{setting(value)}\n{len(found)}/{len(tried)}")
-                if found:
-                    recommended = (summary.configuration or {}).get(knob) == value
-                    axes.bar(
-                        position,
-                        better(found),
-                        width=0.6,
-                        color=ACCENT if recommended else MUTED,
-                        alpha=1.0 if recommended else 0.5,
-                    )
-                    _label(axes, number(better(found)), (position, better(found)), (0, 2), "center")
-            axes.set_xticks(range(len(labels)), labels)
-            axes.set_xlim(-0.6, len(labels) - 0.4)
-            axes.margins(y=0.16)
-        for axes in all_axes.flat[len(varied) :]:
-            axes.set_visible(False)
-        for row in all_axes:
-            row[0].set_ylabel(_objective_label(summary))
-        return svg(figure, "plot-knobs", "best objective found for each value of each knob")
-
-
 def cost(summary: Summary) -> str:
     """Cost against peak RPS of one copy, with the configurations that nothing beats in both."""
     points = []
@@ -171,7 +140,7 @@ def cost(summary: Summary) -> str:
             if summary.is_recommended(trial):
                 axes.plot(dollars, peak, "o", mfc="none", mec=ACCENT, mew=1.6, markersize=12)
         for dollars, peak in front:
-            _label(axes, number(peak), (dollars, peak), (-8, 4), "right")
+            label(axes, number(peak), (dollars, peak), (-8, 4), "right")
         axes.set_xlim(left=0, right=max(p[0] for p in points) * 1.08)
         axes.set_ylim(bottom=0, top=max(p[1] for p in points) * 1.15)
         axes.set_xlabel("dollars an hour for one copy")
@@ -200,22 +169,13 @@ def timings(summary: Summary) -> str:
         return svg(figure, "plot-timings", "time by stage")
 
 
-def _values(summary: Summary, knob: str) -> list[Any]:
-    """The values of a knob that were tried, in the order of the space where that is known."""
-    tried = list(dict.fromkeys(t.configuration[knob] for t in summary.trials if knob in t.configuration))
-    space = summary.experiment.get("space")
-    order = list(space.get(knob) or ()) if isinstance(space, dict) else []
-    if all(v in order for v in tried):
-        return sorted(tried, key=order.index)
-    numeric = all(isinstance(v, (int, float)) for v in tried)
-    return sorted(tried, key=(lambda v: float(v)) if numeric else str)
-
-
-def _label(axes: "Axes", text: str, at: tuple[float, float], shift: tuple[float, float], side: str) -> None:
+def label(axes: "Axes", text: str, at: tuple[float, float], shift: tuple[float, float], side: str) -> None:
+    """Text at a point, so many points beside it."""
     axes.annotate(text, at, shift, ha=side, fontsize=8, textcoords="offset points")
 
 
-def _objective_label(summary: Summary) -> str:
+def objective_label(summary: Summary) -> str:
+    """What an axis of the objective is called."""
     name, unit = summary.objective_name, summary.unit
     known = {"rps": "peak RPS", "rps_per_dollar": "peak RPS per $/h", "cheapest": "$ an hour (lower is better)"}
     if name in known:

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-from morphling_ray import plots, sections, tables
+from morphling_ray import knob_plots, plots, sections, tables
 from morphling_ray.errors import MorphlingError
 from morphling_ray.sections import esc, figure, headline, section
 from morphling_ray.store import RunDirectory
@@ -19,13 +19,22 @@ from morphling_ray.wording import NOTHING, configuration_text, number
 
 _QUALITY = (
     "Each dot is a trial, a diamond a finalist measured again; the line is the best so far, the ring marks what is "
-    "recommended. Rejected trials ended early: they were shown to be worse than what was known."
+    "recommended. Rejected trials ended early: they were shown to be worse than what was known. The grey bar behind a "
+    "dot is what was expected before it was measured: four in five were to lie within it."
 )
 _LATENCY = (
     "Every window of load on the finalists, at the rate that was offered. The peak is the highest rate that keeps the "
     "SLO. In an INVALID window the load driver was the limit, so it counts neither way."
 )
-_KNOBS = (
+_EFFECTS = (
+    "How much of the best is left when a knob is set to a value and all others are chosen well. What matters most "
+    "comes first, the recommended value is in colour, a bar spans four in five of what the model deems possible."
+)
+_PLANE = (
+    "The {unit} to be expected with each pair of values of the two knobs that matter most, all others chosen well. A "
+    "dot marks pairs that were measured, the frame what is recommended."
+)
+_FOUND_WITH = (
     "The best objective found with each value, and how many of its trials reached one (3/4). The other knobs "
     "differ between the bars, so this shows where good configurations were found, not the effect of one knob alone."
 )
@@ -49,7 +58,7 @@ def render(run_dir: Path) -> str:
         ("comparison", "Before and after", tables.comparison(summary)),
         ("search", "The search", figure(plots.quality(summary), _QUALITY) + sections.search(summary)),
         ("latency", "Latency against rate", figure(plots.latency(summary), _LATENCY)),
-        ("knobs", "What the knobs did", figure(plots.knobs(summary), _KNOBS)),
+        ("knobs", "What the knobs do", _knobs(summary)),
         ("cost", "Cost against peak RPS", figure(plots.cost(summary), _COST)),
         ("trials", "Every trial", tables.trials(summary)),
         ("time", "Where the time went", figure(plots.timings(summary), "") + tables.timings(summary)),
@@ -66,6 +75,14 @@ def render(run_dir: Path) -> str:
         links=links,
         sections="\n".join(section(name, title, body) for name, title, body in shown),
     )
+
+
+def _knobs(summary: Summary) -> str:
+    """What the model knows of the knobs; without one, what was found with their values."""
+    effects, plane = knob_plots.effects(summary), knob_plots.plane(summary)
+    if not effects:
+        return figure(knob_plots.found_with(summary), _FOUND_WITH)
+    return figure(effects, _EFFECTS) + figure(plane, _PLANE.format(unit=esc(summary.unit or summary.objective_name)))
 
 
 def _short(summary: Summary) -> str:

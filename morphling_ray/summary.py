@@ -94,6 +94,16 @@ class Summary:
         """The objective of a trial as a person reads it."""
         return _reported(self.objective_name, trial.objective) if outcome(trial) is Outcome.MEASURED else None
 
+    @property
+    def insight(self) -> Mapping[str, Any]:
+        """What the search's model said in the end; empty where a run was killed before that."""
+        return self.recommendation.get("insight") or {}
+
+    def expected(self, trial: Trial) -> tuple[float | None, float, float | None] | None:
+        """Low, middle and high of what a trial was expected to find; None where nothing was, or that it fails."""
+        low, middle, high = (self.insight.get("expected") or {}).get(str(trial.number)) or (None, None, None)
+        return None if middle is None else (low, middle, high)
+
     def is_recommended(self, trial: Trial) -> bool:
         """Whether a trial measured what is recommended."""
         return self.configuration is not None and dict(trial.configuration) == dict(self.configuration)

@@ -109,6 +109,20 @@ FOUND: dict[str, Any] = {
     "reason": "", "notes": [EVIL], "environment": {"python": "3.11", "gpus": ["H200"], "command": f"tune {EVIL}"},
     "timings_s": {"starting Ray": 6.0, "probing": 80.0},
 }  # fmt: skip
+INSIGHT: dict[str, Any] = {
+    "expected": {"1": [300.0, 900.0, 2000.0], "2": [None, None, 80.0], "4": [None, 1500.0, 1800.0]},
+    "effects": {
+        "max_batch_size": [
+            {"value": 1, "low": 0.4, "middle": 0.53, "high": 0.7}, {"value": 8, "low": 0.9, "middle": 1.0, "high": 1.0},
+        ],
+        EVIL: [
+            {"value": "a", "low": 0.9, "middle": 0.98, "high": 1.0}, {"value": EVIL, "low": 0.9, "middle": 1, "high": 1},
+        ],
+    },
+    "plane": {
+        "rows": ["cpu_cores", [1, 2]], "columns": ["max_batch_size", [1, 8]], "values": [[None, 700.0], [963.0, 0]],
+    },
+}  # fmt: skip
 EXPERIMENT = {"app": EVIL, "objective": "rps_per_dollar", "slo_p99_ms": 100, "seed": 0, "searcher": "morphling"}
 REPLAY = {
     **dict.fromkeys(FOUND), "configuration": {"gpu": "t4", "$x_1": 2}, "objective": 130.0,
@@ -152,6 +166,8 @@ CASES: dict[str, tuple[list[Trial], dict[str, Any] | None]] = {
     "one trial": (TRIALS[:1], {**FOUND, "trials": 1, "configuration": TRIALS[0].configuration}),
     "replay": (replayed(), REPLAY),
     "cheapest": (TRIALS, CHEAPEST),
+    "insight": (TRIALS, {**FOUND, "insight": INSIGHT}),
+    "insight of nothing": ([rejected(1), infeasible(2)], {**NOTHING_FOUND, "insight": {"expected": {}, "effects": {}}}),
 }
 
 
@@ -244,6 +260,21 @@ def test_the_dearest_that_nothing_beats_are_on_the_front(tmp_path: Path) -> None
     summary = Summary.read(write(tmp_path / "run", TRIALS, FOUND))
     assert [round(summary.cost_per_hour(t) or 0.0, 3) for t in summary.measured] == [0.05, 0.12, 0.12]
     assert 'id="plot-cost' in render(summary.run_dir)
+
+
+def test_knobs_are_shown_as_the_model_sees_them_or_else_as_they_were_tried(tmp_path: Path) -> None:
+    """Fails if the report of a run that was killed loses its knobs, or a finished one shows two accounts of them."""
+    html = render(write(tmp_path / "a", TRIALS, {**FOUND, "insight": INSIGHT}))
+    assert 'id="plot-effects' in html
+    assert 'id="plot-plane' in html
+    assert 'id="plot-knobs' not in html
+    text = Page(html).text
+    assert "The RPS per $/h to be expected" in text
+    assert "963" in text
+    assert "fails" in text  # a pair of which none is expected to work
+    html = render(write(tmp_path / "b", TRIALS, FOUND))
+    assert 'id="plot-knobs' in html
+    assert 'id="plot-effects' not in html
 
 
 def test_time_that_no_stage_accounts_for_is_shown(tmp_path: Path) -> None:

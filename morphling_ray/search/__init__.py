@@ -13,6 +13,7 @@ from morphling_ray.search.sampler import Recommendation, Sampler
 from morphling_ray.space import SearchSpace
 
 if TYPE_CHECKING:
+    from morphling_ray.meta.prior import Prior
     from morphling_ray.meta.tasks import TrainingTask
 
 Learn = Callable[["Sequence[TrainingTask]", Objective, int], Any]
@@ -142,13 +143,25 @@ def make_sampler(
         PriorError: The file is not a prior.
     """
     check_searcher(name, prior)
-    method, file, learned = SEARCHERS[name], prior if prior is not None else bundled_prior(), None
-    if method.learn is not None and file is not None:
-        from morphling_ray.meta.prior import Prior
-
-        stored = Prior.load(file)
-        learned = stored if name == "morphling" else method.learned(stored.earlier, objective, seed)
+    method, stored = SEARCHERS[name], stored_prior(name, prior)
+    learned: Any = stored
+    if stored is not None and name != "morphling":
+        learned = method.learned(stored.earlier, objective, seed)
     return method.make(space, objective, seed=seed, learned=learned)
+
+
+def stored_prior(name: str, prior: Path | None = None) -> "Prior | None":
+    """The prior of a search method, from its file or the bundled one; None where it takes none, or there is none.
+
+    Raises:
+        PriorError: The file is not a prior.
+    """
+    file = prior if prior is not None else bundled_prior()
+    if SEARCHERS[name].learn is None or file is None:
+        return None
+    from morphling_ray.meta.prior import Prior
+
+    return Prior.load(file)
 
 
 def check_searcher(name: str, prior: Path | None = None) -> None:
@@ -170,4 +183,13 @@ def check_searcher(name: str, prior: Path | None = None) -> None:
         Prior.load(prior)
 
 
-__all__ = ["SEARCHERS", "Method", "Recommendation", "Sampler", "bundled_prior", "check_searcher", "make_sampler"]
+__all__ = [
+    "SEARCHERS",
+    "Method",
+    "Recommendation",
+    "Sampler",
+    "bundled_prior",
+    "check_searcher",
+    "make_sampler",
+    "stored_prior",
+]

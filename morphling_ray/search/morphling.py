@@ -193,6 +193,30 @@ class MorphlingSampler:
         values = Values(logs, self._objective, self._columns(points)).values
         return np.asarray(np.median(values, 0) * belief.works(len(normals), points).mean(0))
 
+    @property
+    def points(self) -> Sequence[Configuration]:
+        """What `predict` is about: the space, or a drawn part of a very large one, and what else was measured."""
+        return self._history.points
+
+    @property
+    def most_drawn(self) -> int:
+        """How many configurations `draw` takes."""
+        return int(self._normals.shape[1]) // len(self._shift)
+
+    def draw(self, configurations: Sequence[Configuration]) -> FloatArray | None:
+        """Joint draws of the objective, shape `(S, k)`: 0 where a configuration is not to work, or breaks a bound.
+
+        None before there is anything to go by.
+        """
+        points = np.array([self._history.point(c) for c in configurations], int)
+        belief = self._surrogate.belief()
+        if belief is None or not len(points):
+            return None
+        logs = belief.ensemble.joint_draws(points, self._normals[:, : len(points) * len(self._shift)])
+        values = Values(logs, self._objective, self._columns(points)).values
+        coin = np.random.default_rng(self._seed + 1).random(values.shape)
+        return np.asarray(values * (coin < belief.works(_DRAWS, points)))
+
     def _most_promising(self, free: IntArray) -> int:
         draws = self._draws()
         designing = not self._surrogate.informed and len(self._history.used | self._history.foreseen) < _DESIGN
