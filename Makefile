@@ -8,7 +8,7 @@ SOURCES := morphling_ray tests $(patsubst %/,%,$(sort $(dir $(wildcard experimen
 # Every path below is relative, so that a checkout in a folder with spaces works. The stamps are made last: an install
 # that was cut short is done again.
 .DELETE_ON_ERROR:
-.PHONY: help tune test lint compare surfaces paper prior clean
+.PHONY: help tune test browser lint compare surfaces paper prior clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
@@ -18,6 +18,9 @@ tune: $(VENV)/installed  ## Install if need be, then search: the bundled demo, o
 
 test: $(VENV)/installed-dev  ## Run the tests; ARGS="tests/test_space.py" for some of them
 	@$(BIN)/python -m pytest $(ARGS)
+
+browser:  ## Install Debian's Chromium for the tests of the report (as root); without one they are skipped
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } >&2
 
 lint: $(VENV)/installed-dev  ## Check style and types
 	@$(BIN)/python -m ruff check $(SOURCES) examples

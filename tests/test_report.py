@@ -116,7 +116,7 @@ INSIGHT: dict[str, Any] = {
             {"value": 1, "low": 0.4, "middle": 0.53, "high": 0.7}, {"value": 8, "low": 0.9, "middle": 1.0, "high": 1.0},
         ],
         EVIL: [
-            {"value": "a", "low": 0.9, "middle": 0.98, "high": 1.0}, {"value": EVIL, "low": 0.9, "middle": 1, "high": 1},
+            {"value": "a", "low": 0.9, "middle": 0.98, "high": 1.0}, {"value": EVIL, "low": 0.9, "middle": 1, "high": 1}
         ],
     },
     "plane": {

@@ -21,7 +21,7 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 _LOW, _MIDDLE, _HIGH = 10.0, 50.0, 90.0  # percentiles
-_TRACED = 200  # trials whose expectations are worked out: each costs about as much as a proposal
+_TRACED = 40  # trials, the first ones, of which it is said what was expected: each costs as much as a proposal
 _LIKELY = 3  # of the configurations with a value, those that may be its best
 _SIDE = 12  # values of a knob on the plane, at most
 
@@ -67,7 +67,7 @@ class Insight:
     """What is believed after a search.
 
     Attributes:
-        expected: By trial, before it was measured; without those before which there was nothing to go by.
+        expected: By trial, before it was measured; of the first ones, less those before which nothing was known.
         effects: By knob that has several values, what matters most first; empty if nothing is known.
         plane: Of the first two of these; None where there are fewer.
     """
@@ -96,8 +96,8 @@ def insight(
     """
     sampler = MorphlingSampler(space, objective, seed=seed, learned=prior)
     expected = []
-    for number, measurement in trials:
-        if len(trials) <= _TRACED and (draws := sampler.draw([measurement.configuration])) is not None:
+    for place, (number, measurement) in enumerate(trials):
+        if place < _TRACED and (draws := sampler.draw([measurement.configuration])) is not None:
             low, middle, high = np.percentile(draws[:, 0], (_LOW, _MIDDLE, _HIGH))
             expected.append(Expectation(number=number, low=float(low), middle=float(middle), high=float(high)))
         sampler.observe(measurement.configuration, measurement)
