@@ -85,14 +85,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.ray_nodes:
         return _on_rays_nodes(surfaces, arguments)
     print(f"{arguments.searcher}, {surfaces.name}, {arguments.objective}: {len(surfaces.surfaces)} tasks")
-    print(f"{'nodes':>6}{'trials to 5 %':>16}{'minutes to 5 %':>17}{'speed-up':>10}")
-    alone = 0.0
+    print(f"{'nodes':>6}{'trials to 5 %':>16}{'times as many':>15}{'minutes to 5 %':>17}{'speed-up':>10}")
+    alone, fewest = 0.0, 0.0
     for nodes in arguments.nodes:
         found = list(_searches(surfaces, arguments.objective, arguments.searcher, nodes, arguments))
         trials, minutes = np.array([s.trials for s in found]), np.array([s.seconds for s in found]) / 60
-        alone = alone or float(np.minimum(minutes, LONGEST_MIN).mean())
-        times = alone / float(np.minimum(minutes, LONGEST_MIN).mean())
-        print(f"{nodes:>6}{_two(trials, '.0f'):>16}{_two(minutes, '.1f'):>17}{times:>10.1f}", flush=True)
+        there = np.isfinite(minutes)
+        mean_min = float(np.where(there, minutes, LONGEST_MIN).mean())
+        mean_trials = float(np.where(there, trials, arguments.trials).mean())
+        alone, fewest = alone or mean_min, fewest or mean_trials
+        as_many, times = mean_trials / fewest, alone / mean_min
+        print(
+            f"{nodes:>6}{_two(trials, '.0f'):>16}{as_many:>15.2f}{_two(minutes, '.1f'):>17}{times:>10.1f}", flush=True
+        )
     print()
     for pending, each_s in proposals(arguments.searcher):
         print(f"{pending:>6} trials pending, {len(_large_space())} configurations: {1 / each_s:.3g} proposals a second")

@@ -1,8 +1,9 @@
 """Live progress of a run on stderr.
 
 On a terminal: one line for each finished trial, and below them, redrawn four times a second and gone at the end, what
-is running and the best trials so far. Elsewhere (a file, a pipe, a CI log): plain lines, few of them, without control
-characters. It shares the machine with the measurement, so what does not change is not laid out again.
+is running, how the best rose, and the best trials so far. Elsewhere (a file, a pipe, a CI log): plain lines, few of
+them, without control characters; JSON lines for programs are json_progress.py's. It shares the machine with the
+measurement, so what does not change is not laid out again.
 """
 
 import math
@@ -28,6 +29,7 @@ from morphling_ray.wording import (
     Outcome,
     at_peak,
     configuration_text,
+    cost_usd,
     duration,
     number,
     one_line,
@@ -39,6 +41,7 @@ from morphling_ray.wording import (
 BEST_SHOWN = 5
 REFRESH_HZ = 4.0
 _SPACE_ABOVE = (1, 0, 0, 0)
+_CURVE = 24  # trials in it
 _STYLES = {Outcome.MEASURED: "", Outcome.REJECTED: "dim", Outcome.OVER_LIMIT: "yellow", Outcome.INFEASIBLE: "yellow"}
 _ANNOUNCED = ("deploying", "probing")  # the stages that plain output mentions
 
@@ -64,6 +67,7 @@ class Progress:
         reported: The objective's value as a person reads it.
         clock: Seconds, of which only differences matter.
         quiet: Show nothing.
+        verbose: Plain lines, one for each step of each trial, also on a terminal.
     """
 
     def __init__(
@@ -77,8 +81,9 @@ class Progress:
         reported: Callable[[float], float],
         clock: Callable[[], float],
         quiet: bool = False,
+        verbose: bool = False,
     ) -> None:
-        self._stream, self._quiet, self._clock = stream, quiet, clock
+        self._stream, self._quiet, self._verbose, self._clock = stream, quiet, verbose, clock
         self._max_trials, self._time_budget_s = max_trials, time_budget_s
         self._objective_name, self._unit, self._reported = objective_name, unit, reported
         self._lock = threading.RLock()
@@ -89,7 +94,7 @@ class Progress:
         self._started_at = clock()
         self._closed = False
         self._live: Live | None = None
-        if not quiet and stream.isatty() and os.environ.get("TERM") != "dumb":
+        if not quiet and not verbose and stream.isatty() and os.environ.get("TERM") != "dumb":
             console = Console(file=stream, highlight=False, soft_wrap=False)
             self._unicode = console.encoding.startswith("utf")
             self._table = _LaidOutOnce()
@@ -122,9 +127,13 @@ class Progress:
             running = self._running.get(number)
             if running is None:
                 return
-            running.text = text
+            running.text, before = text, running.text
             word = text.split(" ")[0]
-            if word in _ANNOUNCED and word not in running.announced:
+            if self._verbose and running.announced and text != before:
+                line = (
+                    f"{self._name(number, running.stage)}: {text} after {duration(self._clock() - running.started_at)}"
+                )
+            elif word in _ANNOUNCED and word not in running.announced:
                 running.announced.add(word)
                 with_what = f" {configuration_text(running.configuration)}" if len(running.announced) == 1 else ""
                 line = f"{self._name(number, running.stage)}: {text}{with_what}"
@@ -204,6 +213,29 @@ class Progress:
             bounds.append(work_s / max(len(self._running), 1))
         return max(min(bounds), 0.0) if bounds else None
 
+    def _dollars(self) -> str:
+        """What the replicas of the trials cost, and will have cost in the end; empty where no prices are known."""
+        costs = [cost_usd(t) for t in self._finished]
+        known = [cost for cost in costs if cost is not None]
+        if not known:
+            return ""
+        searched = sum(t.stage == "search" for t in self._finished)
+        expected = sum(known) + sum(known) / len(known) * max(self._max_trials - searched, 0)
+        return f"${number(sum(known), 2)} of about ${number(expected, 2)}"
+
+    def _curve(self) -> str:
+        """How the best so far rose, a character for each of the latest trials: `▁▁▄▄█ 257 RPS per $/h`."""
+        best, curve = 0.0, []
+        for trial in sorted(self._finished, key=lambda t: t.number):
+            if trial.stage == "search":
+                best = max(best, (trial.objective or 0.0) if outcome(trial) is Outcome.MEASURED else 0.0)
+                curve.append(best)
+        if len(curve) < 2 or not best:
+            return ""
+        steps = "▁▂▃▄▅▆▇█" if self._unicode else "_.-~=+*#"
+        drawn = "".join(steps[min(int(value / best * len(steps)), len(steps) - 1)] for value in curve[-_CURVE:])
+        return f"{drawn} best so far {self._value(self._best[0])}"
+
     def _view(self) -> RenderableType:
         """The live part: a bar with the times, a line for each running trial, the best trials."""
         with self._lock:
@@ -219,6 +251,8 @@ class Progress:
             frames = "⠋⠙⠸⠴⠦⠇" if self._unicode else "-\\|/"
             spinner = frames[int(now * REFRESH_HZ) % len(frames)]
             lines: list[RenderableType] = [head]
+            if curve := self._curve():
+                lines.append(Text(", ".join(filter(None, (curve, self._dollars()))), no_wrap=True, overflow="ellipsis"))
             if self._message:
                 lines.append(Text(f"{spinner} {self._message}", style="cyan", no_wrap=True, overflow="ellipsis"))
             for n, running in sorted(self._running.items()):
@@ -239,6 +273,10 @@ class Progress:
         if peaks:
             table.add_column("peak RPS", justify="right", no_wrap=True)
             table.add_column("p99", justify="right", no_wrap=True)
+        costs = {t.number: t.measurement.details.get("cost_per_hour") for t in self._best}
+        priced = any(costs.values()) and self._unit != "$/h"
+        if priced:
+            table.add_column("$/h", justify="right", no_wrap=True)
         table.add_column("gain", justify="right", no_wrap=True)
         table.add_column("configuration", ratio=1)
         for rank, trial in enumerate(self._best[:BEST_SHOWN]):
@@ -250,6 +288,8 @@ class Progress:
             if peaks:
                 cells.append(number(trial.measurement.metrics.get("peak_rps")))
                 cells.append(f"{number(probe.p99_s * 1e3)} ms" if probe else NOTHING)
+            if priced:
+                cells.append(number(costs[trial.number]))
             cells.append(f"{gain:.2f}x" if trial is not first else "first")
             table.add_row(*cells, configuration_text(trial.configuration), style="bold green" if rank == 0 else "")
         return table

@@ -18,6 +18,7 @@ from morphling_ray.evaluate.lane import NAMESPACE
 from morphling_ray.evaluate.lanes import places, start_lanes
 from morphling_ray.evaluate.room import Room, on_one_node, seats
 from morphling_ray.experiment import Experiment
+from morphling_ray.json_progress import JsonProgress
 from morphling_ray.masking import has_secrets, masked
 from morphling_ray.measurement import Measurement, Trial
 from morphling_ray.outcome import closing_lines, recommendation
@@ -46,7 +47,7 @@ class Run:
         self._target = target
         self._started = started
         self._command = command
-        self._show: Progress | None = None
+        self._show: Progress | JsonProgress | None = None
         self._cluster: Cluster | None = None
         self._plan: Plan | None = None
         self._session: SearchSession | None = None
@@ -80,10 +81,15 @@ class Run:
         return time.monotonic() - self._started
 
     @contextmanager
-    def progress(self, stream: TextIO, *, quiet: bool) -> Iterator[None]:
-        """Shows the run on a stream while it goes on."""
+    def progress(self, stream: TextIO, how: str = "live") -> Iterator[None]:
+        """Shows the run on a stream while it goes on: `live`, `verbose`, `quiet`, or `json`."""
         from morphling_ray.target import UNITS
 
+        if how == "json":
+            self._show = JsonProgress(stream, clock=time.monotonic)
+            with self._show:
+                yield
+            return
         experiment = self.experiment
         name = experiment.objective_name or experiment.objective
         self._show = Progress(
@@ -94,7 +100,8 @@ class Run:
             unit=UNITS.get(name, ""),
             reported=lambda value: self._plan.objective.reported(value) if self._plan else value,
             clock=time.monotonic,
-            quiet=quiet,
+            quiet=how == "quiet",
+            verbose=how == "verbose",
         )
         with self._show:
             yield

@@ -35,7 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, say the plan and what it takes, start nothing"
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--quiet", action="store_const", dest="progress", const="quiet", help="no progress on stderr")
+    how.add_argument(
+        "--verbose", action="store_const", dest="progress", const="verbose", help="a line for each step of each trial"
+    )
+    how.add_argument("--json", action="store_const", dest="progress", const="json", help="progress as JSON lines")
     arguments = parser.parse_args(argv)
     started = time.monotonic()
     try:
@@ -53,9 +58,9 @@ def _tune(arguments: argparse.Namespace, argv: list[str], started: float) -> int
 
     experiment = _experiment(arguments)
     if arguments.dry_run:
-        return _dry_run(experiment, quiet=arguments.quiet)
+        return _dry_run(experiment, quiet=arguments.progress == "quiet")
     run = Run.prepare(experiment, argv=argv, started=started, resume=arguments.resume)
-    return _execute(run, quiet=arguments.quiet)
+    return _execute(run, arguments.progress or "live")
 
 
 def _dry_run(experiment: Experiment, *, quiet: bool) -> int:
@@ -80,14 +85,14 @@ def _experiment(arguments: argparse.Namespace) -> Experiment:
     return resolve(arguments)
 
 
-def _execute(run: "Run", *, quiet: bool) -> int:
+def _execute(run: "Run", how: str) -> int:
     from morphling_ray.console import quiet as quiet_console
 
     with quiet_console(run.directory.log_path) as console:
         interrupted = False
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends us politely gets what was measured
         try:
-            with run.progress(console.stderr, quiet=quiet):
+            with run.progress(console.stderr, how):
                 try:
                     run.search()
                 except KeyboardInterrupt:
@@ -100,7 +105,7 @@ def _execute(run: "Run", *, quiet: bool) -> int:
             run.discard_if_empty()
             raise
         result = run.conclude(interrupted=interrupted)
-        for line in run.closing_lines():
+        for line in run.closing_lines() if how != "json" else ():
             print(line, file=console.stderr)
         print(json.dumps(result), file=console.stdout)
     if interrupted:

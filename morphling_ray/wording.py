@@ -99,6 +99,12 @@ def at_peak(measurement: Measurement) -> Probe | None:
     return max(measurement.met, key=lambda p: p.rate_rps, default=None)
 
 
+def cost_usd(trial: Trial) -> float | None:
+    """What the resources of a trial cost while it lasted, in dollars; None where the run knew no prices."""
+    per_hour = trial.measurement.details.get("cost_per_hour")
+    return float(per_hour) * trial.seconds / 3600 if isinstance(per_hour, (int, float)) else None
+
+
 def bound_text(measurement: Measurement) -> str:
     """What is known where a metric was not pinned down: `< 118 RPS`. Empty where all were."""
     for name, (low, high) in sorted(measurement.bounds.items(), key=lambda item: item[0] != "peak_rps"):

@@ -27,7 +27,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store": {"errors", "space", "measurement", "objective"},
 }
 # What a run is told with: these may import each other.
-TELLING = {"console", "progress", "report", "sections", "tables", "plots", "knob_plots", "svg", "summary", "wording"}
+TELLING = {
+    "console",
+    "progress",
+    "json_progress",
+    "report",
+    "sections",
+    "tables",
+    "plots",
+    "knob_plots",
+    "svg",
+    "summary",
+    "wording",
+}
 MAY_IMPORT |= {name: {"errors", "masking", "space", "measurement", "objective", "store"} | TELLING for name in TELLING}
 ENTRY_POINTS = {
     *("__init__", "__main__", "tune", "record", "train", "experiment", "cluster", "environment"),

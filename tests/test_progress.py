@@ -1,11 +1,15 @@
 """Progress: plain lines where there is no terminal, a live view of 80 columns where there is one."""
 
 import io
+import json
 import re
 import threading
+import time
+from dataclasses import replace
 
 import pytest
 
+from morphling_ray.json_progress import JsonProgress
 from morphling_ray.measurement import Measurement, Probe, Trial, Verdict
 from morphling_ray.progress import Progress
 
@@ -52,7 +56,7 @@ def a_progress(stream: io.StringIO, clock: Clock | None = None, **options: objec
     return Progress(stream, reported=lambda v: v, clock=clock or Clock(), **{**settings, **options})  # type: ignore[arg-type]
 
 
-def run(progress: Progress) -> None:
+def run(progress: Progress | JsonProgress) -> None:
     progress.message("starting Ray")
     trials = [a_trial(1, 50.0), a_trial(2, below=118.0), a_trial(3, why="out of\nmemory \x1b[31m"), a_trial(4, 100.0)]
     for trial in trials:
@@ -91,6 +95,57 @@ def test_plain_lines_say_all_without_control_characters() -> None:
     assert lines[9].startswith("trial 3/12: infeasible: out of memory [31m in 8.0 s; ")
     assert lines[-1].endswith("; best so far 400 RPS per $/h")
     assert len(lines) == 1 + 3 * 4  # one message; deploying, probing and the end of each trial
+
+
+def test_verbose_says_every_step_once_and_when() -> None:
+    """Fails if a step is left out, or said again for nothing, or the live view hides them on a terminal."""
+    stream, clock = Terminal(), Clock()
+    progress = a_progress(stream, clock, verbose=True)
+    progress.trial_started(1, CONFIGURATION, "search")
+    for now, text in enumerate(("deploying", "deploying", "warming up", "probing at 100 RPS", "probing at 212 RPS")):
+        clock.now = float(now)
+        progress.stage(1, text)
+    assert [line.partition(" cpu_cores")[0] for line in stream.getvalue().splitlines()] == [
+        "trial 1/12: deploying",
+        "trial 1/12: warming up after 2.0 s",
+        "trial 1/12: probing at 100 RPS after 3.0 s",
+        "trial 1/12: probing at 212 RPS after 4.0 s",
+    ]
+
+
+def test_json_lines_hold_what_trials_jsonl_holds_but_probes() -> None:
+    """Fails if a line is no JSON, an event is lost, or a closed pipe ends the run."""
+    stream, clock = io.StringIO(), Clock()
+    with JsonProgress(stream, clock=clock) as progress:
+        run(progress)
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    kinds = [event["event"] for event in events]
+    assert kinds[:2] == ["message", "trial_started"]
+    assert [kinds.count(kind) for kind in ("trial_started", "stage", "trial_finished")] == [4, 20, 4]
+    ends = [event for event in events if event["event"] == "trial_finished"]
+    assert [event["outcome"] for event in ends] == ["measured", "rejected", "infeasible", "measured"]
+    assert ends[0]["trial"]["configuration"] == {**CONFIGURATION, "max_batch_size": 1}
+    assert "probes" not in ends[0]["trial"]
+    stream.close()
+    progress.message("nobody listens")
+
+
+def test_dollars_and_the_rise_of_the_best_are_in_sight() -> None:
+    """Fails if what is spent is not what the trials took, or the curve falls."""
+    stream, clock = Terminal(), Clock()
+    progress = a_progress(stream, clock)
+    for number, peak in enumerate((50.0, 100.0, 80.0, 200.0), start=1):
+        trial = a_trial(number, peak)
+        told = replace(trial.measurement, details={"cost_per_hour": 9.0})  # two cents in 8 s
+        progress.trial_started(number, trial.configuration, "search")
+        progress.trial_finished(replace(trial, measurement=told))
+    time.sleep(0.6)  # until it is drawn
+    progress.close()
+    lines = lines_of(stream.getvalue())
+    assert any("$0.08 of about $0.24" in line for line in lines)
+    assert any("▃▅▅█ best so far 800 RPS per $/h" in line for line in lines)
+    assert max(map(len, lines)) <= 80
+    assert any(line.split()[:6] == ["4", "800", "200", "80", "ms", "9"] for line in lines)
 
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
