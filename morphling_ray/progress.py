@@ -243,7 +243,7 @@ class Progress:
             done = sum(t.stage == "search" for t in self._finished)
             left_s = self._left_s(now)
             parts = [f"{done}/{self._max_trials} trials", f"{duration(now - self._started_at)} elapsed"]
-            if left_s is not None:
+            if left_s is not None and left_s >= 1:
                 parts.append(f"{'about' if done else 'at most'} {duration(math.ceil(left_s))} left")
             head = Table.grid(padding=(0, 2))
             bar = ProgressBar(total=max(self._max_trials, 1), completed=done, width=18)
