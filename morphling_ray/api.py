@@ -174,7 +174,10 @@ def _only_search() -> Iterator[None]:
 
 @contextmanager
 def _as_it_was() -> Iterator[None]:
-    """Puts back signal handlers, which only the main thread may set, and environment variables."""
+    """Puts back signal handlers, which only the main thread may set, and environment variables.
+
+    RAY_AUTH_TOKEN stays: Ray keeps the first one that a process has, and takes no other cluster's afterwards.
+    """
     from morphling_ray.cluster import QUIET
 
     variables = {name: os.environ.get(name) for name in QUIET}

@@ -47,7 +47,7 @@ def to_optuna(result: "Result", storage: str, study_name: str | None = None) -> 
     Raises:
         InputError: Optuna is not installed, the storage does not answer, or the study exists.
     """
-    with _needed("optuna", "baselines"):
+    with _needed("optuna"):
         import optuna
         from sqlalchemy.exc import SQLAlchemyError
 
@@ -101,7 +101,7 @@ def to_mlflow(result: "Result", tracking_uri: str, experiment: str = "morphling_
         InputError: MLflow is not installed, or the server or database refuses.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # the user sends this search there, and nothing elsewhere
-    with _needed("mlflow", "exports"):
+    with _needed("mlflow"):
         from mlflow.entities import Metric, Param, RunTag
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
@@ -141,11 +141,11 @@ def to_mlflow(result: "Result", tracking_uri: str, experiment: str = "morphling_
 
 
 @contextmanager
-def _needed(package: str, extra: str) -> Iterator[None]:
+def _needed(package: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise InputError(f"{package} is not installed: pip install 'morphling-ray[{extra}]'") from error
+        raise InputError(f"{package} is not installed: pip install 'morphling-ray[exports]'") from error
 
 
 def _values(result: "Result") -> dict[str, list[Any]]:
