@@ -121,14 +121,15 @@ def connect(address: str | None, types_file: str | None = None) -> Cluster:
     os.environ.update(QUIET)
     import ray
 
-    if (present := connected_to()) is not None:
+    present = connected_to()
+    _connected_here = present is None
+    if present is not None:
         if address not in (None, "auto", present):
             raise InputError(
                 f"this process is connected to the Ray cluster at {present} already: call ray.shutdown() first, or "
                 f"leave out the address {address}"
             )
         return _cluster(local=False, types=types)
-    _connected_here = True
     common: dict[str, Any] = {"log_to_driver": True, "configure_logging": True, "namespace": "morphling_ray"}
     if address is None:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray keeps one in the home directory

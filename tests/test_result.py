@@ -192,6 +192,7 @@ def test_optuna_reads_the_study(tmp_path: Path) -> None:
     assert study.trials[2].user_attrs["bound"] == "< 118 RPS"
     assert (study.trials[0].duration.total_seconds(), study.trials[4].duration.total_seconds()) == (11.0, 11.0)
     assert (study.trials[4].datetime_start - study.trials[0].datetime_start).total_seconds() == 40.0
+    assert study.ask(study.trials[0].distributions).params["max_batch_size"] in (1, 4, 8, 64)  # it can go on
     with pytest.raises(InputError, match="has a study 'run' already"):
         result.to_optuna(url)
     cheapest = Result.read(write(tmp_path / "cheapest", TRIALS, CHEAPEST))
