@@ -10,7 +10,8 @@ The whole system is one loop:
     configuration = searcher.recommend()                   # the best by the objective (objective.py)
 
 `Evaluator.measure` is the seam: everything above it is the same on a recorded surface (surface.py) and on a live
-cluster. What was measured is kept (store.py), told (progress.py, report.py), and can train the next prior (train.py).
+cluster. What was measured is kept (store.py), told (progress.py, report.py), handed on (result.py, export.py), and
+can train the next prior (train.py). `morphling_ray.tune(app, ...)` and `python -m morphling_ray.tune` run it all.
 
 Names are imported when they are first used, so `import morphling_ray` is quick and needs neither Ray nor torch.
 """
@@ -19,8 +20,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from morphling_ray.api import tune
     from morphling_ray.measurement import Measurement, Probe, Trial, Verdict
     from morphling_ray.objective import ExpressionObjective, Prices, Slo
+    from morphling_ray.result import Result
     from morphling_ray.search.tune_searcher import MorphlingSearcher
     from morphling_ray.serving.batcher import Batcher
     from morphling_ray.space import Knob, SearchSpace
@@ -36,6 +39,7 @@ __all__ = [
     "MorphlingSearcher",
     "Prices",
     "Probe",
+    "Result",
     "SearchSpace",
     "Slo",
     "Surface",
@@ -43,6 +47,7 @@ __all__ = [
     "Verdict",
     "__version__",
     "load_surfaces",
+    "tune",
 ]
 
 _MODULE_OF = {
@@ -53,12 +58,14 @@ _MODULE_OF = {
     "MorphlingSearcher": "search.tune_searcher",
     "Prices": "objective",
     "Probe": "measurement",
+    "Result": "result",
     "SearchSpace": "space",
     "Slo": "objective",
     "Surface": "surface",
     "Trial": "measurement",
     "Verdict": "measurement",
     "load_surfaces": "surface",
+    "tune": "api",  # a module too: once that is imported it has the name, and is called like the function
 }
 
 

@@ -9,6 +9,7 @@ VERBS = {
     "record": "measure a whole or sampled surface of an application",
     "train": "learn a prior from recorded surfaces and run directories",
     "report": "write the report of a run directory",
+    "export": "hand a run to others: CSV, Parquet, Optuna, MLflow",
 }
 
 EXIT_BAD_INPUT = 2

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from morphling_ray.autoscaler import BOOTSTRAP, node_types, to_come
+from morphling_ray.autoscaler import BOOTSTRAP, Resources, node_types, to_come
 from morphling_ray.errors import InputError
 from morphling_ray.serving import mps
 
@@ -24,6 +24,7 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # replicas that asked for no GPU see none
 }
 OBJECT_STORE_BYTES = 256 * 2**20
+_connected_here = False  # the process has one connection to Ray: whether `connect` made it
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,21 @@ def quoted_python() -> str | None:
     return quoted if quoted != sys.executable else None
 
 
+def connected_to() -> str | None:
+    """The address of the Ray that this process is connected to already; None if it is not."""
+    ray = sys.modules.get("ray")  # importing it takes seconds
+    if ray is None or not ray.is_initialized():
+        return None
+    try:
+        return str(ray.get_runtime_context().gcs_address)
+    except Exception:  # noqa: BLE001  Ray Client's has none
+        return "auto"
+
+
 def connect(address: str | None, types_file: str | None = None) -> Cluster:
     """Connects to a running cluster, or starts a local one on all cores that this process may use.
+
+    Where this process is connected already, that cluster is taken as it is, and `disconnect` leaves it connected.
 
     Args:
         address: Of the cluster; None: a local one.
@@ -98,14 +112,24 @@ def connect(address: str | None, types_file: str | None = None) -> Cluster:
             where the address is `auto`.
 
     Raises:
-        InputError: There is no cluster at the address, or no node types in the file.
+        InputError: There is no cluster at the address, no node types in the file, or a connection to another cluster.
     """
+    global _connected_here
     bootstrap = Path(BOOTSTRAP).expanduser()
     file = Path(types_file) if types_file else bootstrap if address == "auto" and bootstrap.exists() else None
     types = node_types(file) if file is not None else []
     os.environ.update(QUIET)
     import ray
 
+    present = connected_to()
+    _connected_here = present is None
+    if present is not None:
+        if address not in (None, "auto", present):
+            raise InputError(
+                f"this process is connected to the Ray cluster at {present} already: call ray.shutdown() first, or "
+                f"leave out the address {address}"
+            )
+        return _cluster(local=False, types=types)
     common: dict[str, Any] = {"log_to_driver": True, "configure_logging": True, "namespace": "morphling_ray"}
     if address is None:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray keeps one in the home directory
@@ -124,8 +148,14 @@ def connect(address: str | None, types_file: str | None = None) -> Cluster:
             ray.init(address=address, **common)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(f"no Ray cluster at {address!r}: {' '.join(str(error).split())[:200]}") from error
+    return _cluster(local=address is None, types=types)
+
+
+def _cluster(*, local: bool, types: list[tuple[Resources, int]]) -> Cluster:
+    import ray
+
     nodes = tuple(dict(n["Resources"]) for n in ray.nodes() if n["Alive"])
-    return Cluster(local=address is None, nodes=nodes, to_come=to_come(types, nodes))
+    return Cluster(local=local, nodes=nodes, to_come=to_come(types, nodes))
 
 
 def _check_listening(address: str) -> None:
@@ -152,8 +182,14 @@ def head_answers() -> bool:
 
 
 def disconnect() -> None:
-    """Leaves the cluster; a local one ends with all its processes, and with the MPS daemons that they started."""
+    """Leaves the cluster; a local one ends with all its processes, and with the MPS daemons that they started.
+
+    Whoever was connected before `connect` stays so.
+    """
+    global _connected_here
     import ray
 
-    ray.shutdown()
+    if _connected_here:
+        ray.shutdown()
+        _connected_here = False
     mps.end_all(mps.PATIENCE_S)

@@ -7,7 +7,7 @@ file are relative to it.
 import argparse
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -270,20 +270,26 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def resolve(arguments: argparse.Namespace) -> Experiment:
-    """The experiment that the flags and the file describe.
+    """The experiment that the flags and the file describe; with `resume` the file is that of the run.
 
     Raises:
         InputError: A file that cannot be read, an unknown key, a value that makes no sense.
     """
     settings: dict[str, Any] = {}
-    if arguments.experiment is not None:
-        settings = read_experiment(Path(arguments.experiment))
+    resume = getattr(arguments, "resume", None)
+    if resume is not None and arguments.experiment is not None:
+        raise InputError("--resume has its own experiment.yaml; leave --experiment out")
+    file = arguments.experiment if resume is None else Path(resume) / "experiment.yaml"
+    if resume is not None and not file.is_file():
+        raise InputError(f"--resume {resume}: there is no run to go on with")
+    if file is not None:
+        settings = read_experiment(Path(file))
     for entry in fields(Experiment):
         value = getattr(arguments, entry.name, None)
         if value is not None:
             settings[entry.name] = str(Path(value).resolve()) if _is_path(entry.name, value) else value
-    if getattr(arguments, "resume", None) is not None:
-        settings["secrets"] = RunDirectory(Path(arguments.resume)).secrets()
+    if resume is not None:
+        settings["secrets"] = RunDirectory(Path(resume)).secrets()
     if getattr(arguments, "app", None) is not None:
         settings["app"] = _absolute(arguments.app, Path.cwd())
     return Experiment(**settings)
@@ -317,13 +323,7 @@ def read_experiment(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise InputError(f"experiment file {path}: expected `setting: value` lines")
     settings.pop(MARKER, None)
-    known = _settings()
-    for key in settings:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise InputError(
-                f"experiment file {path}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-            )
+    check_known(settings, f"experiment file {path}: unknown key")
     folder = path.resolve().parent
     for key in _PATHS:
         if isinstance(settings.get(key), str) and _is_path(key, settings[key], folder):
@@ -337,6 +337,15 @@ def read_experiment(path: Path) -> dict[str, Any]:
         if file.is_file() and not (Path.cwd() / file.name).is_file():
             settings["app"] = f"{file}:{app.rpartition(':')[2]}"
     return {key: value for key, value in settings.items() if value is not None}
+
+
+def check_known(settings: Iterable[str], what: str) -> None:
+    """Raises `InputError`, which begins with `what`, for the first name that is no setting."""
+    known = _settings()
+    for key in settings:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise InputError(f"{what} {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
 
 def _is_path(name: str, value: str, folder: Path | None = None) -> bool:

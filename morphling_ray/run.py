@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from threadpoolctl import threadpool_limits
 
-from morphling_ray.cluster import Cluster, connect, disconnect, head_answers
+from morphling_ray.cluster import Cluster, connect, connected_to, disconnect, head_answers
 from morphling_ray.evaluate.lane import NAMESPACE
 from morphling_ray.evaluate.lanes import places, start_lanes
 from morphling_ray.evaluate.room import Room, on_one_node, seats
@@ -46,7 +46,7 @@ class Run:
         self.directory = directory
         self._target = target
         self._started = started
-        self._command = command
+        self.command = command  # that repeats the run
         self._show: Progress | JsonProgress | None = None
         self._cluster: Cluster | None = None
         self._plan: Plan | None = None
@@ -113,7 +113,8 @@ class Run:
             MorphlingError: The cluster cannot do what the experiment asks for.
             KeyboardInterrupt: Passed on; everything finished is in the store.
         """
-        self._say("starting Ray" if self.experiment.address is None else "connecting to Ray")
+        ours = "starting Ray" if self.experiment.address is None else "connecting to Ray"
+        self._say(ours if connected_to() is None else "using the Ray cluster that this process is connected to")
         self._cluster = connect(self.experiment.address, self.experiment.node_types)
         at_once = 1
         if isinstance(self._target, ServeTarget):
@@ -185,7 +186,7 @@ class Run:
 
     def _seats(self, plan: Plan) -> Callable[[Room], int]:
         """How many trials a node takes at once: on this machine alone as many as are asked for, if they fit."""
-        alone = self.experiment.address is None
+        alone = self._cluster is not None and self._cluster.local
         per_node = self.experiment.trials_per_node or (self.experiment.concurrency if alone else None)
         return partial(seats, kinds=plan.kinds, per_node=per_node)
 
@@ -286,7 +287,7 @@ class Run:
             seconds=self.seconds,
             starting_s=self._starting_s,
             interrupted=interrupted,
-            command=self._command,
+            command=self.command,
             loadgen=self._loadgen,
         )
         if result["configuration"] is not None:

@@ -57,15 +57,15 @@ def headline(summary: Summary) -> str:
     verb = "Best so far:" if summary.interrupted else f"Serve {many}with" if r.get("peak_rps") else "Choose"
     pairs = configuration_text(summary.configuration, "\n").split("\n")
     knobs = ", ".join(f"<code>{esc(pair)}</code>" for pair in pairs)
-    found = f"Interrupted after {effort}" if summary.interrupted else f"Found in {effort}"
+    after = f"Interrupted after {effort}" if summary.interrupted else f"Found in {effort}"
     return (
-        f"<h1>{esc(_gain(summary))}</h1>\n<p class=lead>{verb} {knobs}.</p>\n"
-        f"<p class=sub>{esc(found)}{esc(_gap(summary))}.</p>"
+        f"<h1>{esc(found(summary))}</h1>\n<p class=lead>{verb} {knobs}.</p>\n"
+        f"<p class=sub>{esc(after)}{esc(_gap(summary))}.</p>"
     )
 
 
-def _gain(summary: Summary) -> str:
-    """`212 RPS at p99 <= 100 ms for $0.24/h, 1.8x the present configuration`."""
+def found(summary: Summary) -> str:
+    """`212 RPS at p99 <= 100 ms for $0.24/h, 1.8x the present configuration`; only where there is a recommendation."""
     r = summary.recommendation
     copies, peak, dollars = r.get("copies") or 1, r.get("peak_rps"), r.get("cost_per_hour")
     text = quantity(peak, "RPS") if peak else quantity(r.get("objective"), summary.unit or summary.objective_name)
@@ -104,10 +104,10 @@ def _slo(slo: Mapping[str, Any]) -> str:
 
 
 def _nearest(summary: Summary) -> str:
-    found = summary.nearest()
-    if found is None or not summary.slo:
+    nearest = summary.nearest()
+    if nearest is None or not summary.slo:
         return ""
-    trial, probe = found
+    trial, probe = nearest
     percentile = f"p{float(summary.slo.get('percentile') or 99):g}"
     measured = f"{percentile} {number(probe.slo_latency_s * 1e3)} ms at {number(probe.rate_rps)} RPS"
     configuration = configuration_text(trial.configuration, ", ")

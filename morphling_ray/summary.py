@@ -23,9 +23,9 @@ class Summary:
     Attributes:
         run_dir: Its folder.
         experiment: What was asked for.
-        recommendation: The outcome; derived from the trials where the run was interrupted.
+        recommendation: The outcome; derived from the trials where the run left none of its own.
         trials: Every trial, in the order in which they ended.
-        interrupted: Whether the run left no recommendation of its own.
+        interrupted: Whether it was cut short, by Ctrl-C or by a kill, so that its finalists were not compared.
         serve_config: The Serve config that it wrote, or None.
         prices: What resources cost, where the run knew that.
     """
@@ -50,7 +50,7 @@ class Summary:
             experiment=experiment,
             recommendation=_derived(experiment, trials) if recommendation is None else recommendation,
             trials=trials,
-            interrupted=recommendation is None,
+            interrupted=recommendation is None or recommendation.get("stopped_because") == "interrupted",
             serve_config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else None,
             prices=_prices(experiment, recommendation or {}),
         )
@@ -89,6 +89,12 @@ class Summary:
     def measured(self) -> list[Trial]:
         """The trials that have an objective."""
         return [t for t in self.trials if outcome(t) is Outcome.MEASURED]
+
+    @property
+    def best(self) -> list[Trial]:
+        """The newest measurement of each configuration: first the recommended one, then by the objective."""
+        newest = {configuration_text(t.configuration): t for t in self.measured}
+        return sorted(newest.values(), key=lambda t: (not self.is_recommended(t), -_raw(t)))
 
     def value(self, trial: Trial) -> float | None:
         """The objective of a trial as a person reads it."""

@@ -131,6 +131,8 @@ class ServeTarget:
 
     def _requests(self) -> tuple[RequestSource, str | None]:
         """What requests send, and through which proxy of Serve (`http`, `grpc`); None for the Serve handle."""
+        from morphling_ray.serving.application import resolve_app
+
         text, folder = self._experiment.request, self.facts.folder
         if text is None and self.facts.default_request is not None:
             source = RequestSource(function=self.facts.default_request, folder=folder)
@@ -139,6 +141,9 @@ class ServeTarget:
             source = RequestSource(values=(get if self.facts.wants_http else None,))
         elif text.endswith((".json", ".jsonl")) or Path(text).is_file():
             source = RequestSource(values=tuple(read_request(Path(text))))
+        elif ".py:" in text:
+            function, beside = resolve_app(text, "--request")
+            source = RequestSource(function=function, folder=beside)
         else:
             source = RequestSource(function=text, folder=folder)
         try:

@@ -11,14 +11,15 @@ import json
 import signal
 import sys
 import time
+import types
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from morphling_ray.errors import InputError, MorphlingError
+from morphling_ray.errors import MorphlingError
 from morphling_ray.experiment import Experiment, Parser, add_flags, resolve
 
 if TYPE_CHECKING:
+    from morphling_ray.result import Result
     from morphling_ray.run import Run
 
 FOUND, BAD_INPUT, NOTHING_FEASIBLE, INTERRUPTED = 0, 2, 3, 130
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _tune(arguments: argparse.Namespace, argv: list[str], started: float) -> int:
     from morphling_ray.run import Run
 
-    experiment = _experiment(arguments)
+    experiment = resolve(arguments)
     if arguments.dry_run:
         return _dry_run(experiment, quiet=arguments.progress == "quiet")
     run = Run.prepare(experiment, argv=argv, started=started, resume=arguments.resume)
@@ -73,38 +74,13 @@ def _dry_run(experiment: Experiment, *, quiet: bool) -> int:
     return FOUND
 
 
-def _experiment(arguments: argparse.Namespace) -> Experiment:
-    if arguments.resume is None:
-        return resolve(arguments)
-    file = Path(arguments.resume) / "experiment.yaml"
-    if not file.is_file():
-        raise InputError(f"--resume {arguments.resume}: there is no run to go on with")
-    if arguments.experiment is not None:
-        raise InputError("--resume has its own experiment.yaml; leave --experiment out")
-    arguments.experiment = str(file)
-    return resolve(arguments)
-
-
 def _execute(run: "Run", how: str) -> int:
+    from morphling_ray.api import carry_out
     from morphling_ray.console import quiet as quiet_console
 
     with quiet_console(run.directory.log_path) as console:
-        interrupted = False
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends us politely gets what was measured
-        try:
-            with run.progress(console.stderr, how):
-                try:
-                    run.search()
-                except KeyboardInterrupt:
-                    interrupted = True
-                    # A second Ctrl-C must not spoil the end, which takes a few seconds at most.
-                    signal.signal(signal.SIGINT, signal.SIG_IGN)
-                finally:
-                    run.release(in_a_hurry=interrupted)
-        except MorphlingError:
-            run.discard_if_empty()
-            raise
-        result = run.conclude(interrupted=interrupted)
+        result, interrupted = carry_out(run, console, how)
         for line in run.closing_lines() if how != "json" else ():
             print(line, file=console.stderr)
         print(json.dumps(result), file=console.stdout)
@@ -112,6 +88,18 @@ def _execute(run: "Run", how: str) -> int:
         return INTERRUPTED
     return FOUND if result["configuration"] is not None else NOTHING_FEASIBLE
 
+
+class _Callable(types.ModuleType):
+    """This module, which is `morphling_ray.tune` as soon as somebody has imported it, is the function of that name."""
+
+    def __call__(self, *args: Any, **settings: Any) -> "Result":
+        """See `morphling_ray.api.tune`."""
+        from morphling_ray.api import tune
+
+        return tune(*args, **settings)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -66,19 +66,23 @@ class ApplicationFacts:
         return str(self.config.get("route_prefix") or "/")
 
 
-def resolve_app(text: str) -> tuple[str, str | None]:
+def resolve_app(text: str, flag: str = "--app") -> tuple[str, str | None]:
     """`module:attribute`, with the module as a dotted name or as a path to a file, and the folder it is in.
+
+    Args:
+        text: As a user writes it.
+        flag: Where; for the message.
 
     Raises:
         InputError: It does not have that form.
     """
     module, _, attribute = text.rpartition(":")
     if not module or not attribute.isidentifier():
-        raise InputError(f"--app {text!r}: write module:attribute, for example my_app:app")
+        raise InputError(f"{flag} {text!r}: write module:attribute, for example my_app:app")
     if module.endswith(".py") or "/" in module:
         file = Path(module if module.endswith(".py") else module + ".py").resolve()
         if not file.is_file():
-            raise InputError(f"--app {text!r}: there is no file {module}")
+            raise InputError(f"{flag} {text!r}: there is no file {module}")
         return f"{file.stem}:{attribute}", str(file.parent)
     here = Path.cwd()
     top = module.split(".")[0]
