@@ -27,11 +27,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store": {"errors", "space", "measurement", "objective"},
 }
 # What a run is told with: these may import each other.
-TELLING = {"console", "progress", "report", "sections", "tables", "plots", "svg", "summary", "wording"}
+TELLING = {
+    *("console", "progress", "report", "sections", "tables", "plots", "svg", "summary", "wording"),
+    *("telemetry", "tensorboard"),
+}
 MAY_IMPORT |= {name: {"errors", "masking", "space", "measurement", "objective", "store"} | TELLING for name in TELLING}
 ENTRY_POINTS = {
     *("__init__", "__main__", "tune", "record", "train", "experiment", "cluster", "environment"),
-    *("target", "run", "outcome", "preview"),
+    *("target", "run", "trials", "outcome", "preview"),
 }  # may import everything
 RAY = {
     *(
@@ -43,7 +46,7 @@ RAY = {
         "evaluate/lanes.py",
         "evaluate/seating.py",
     ),
-    *("run.py", "cluster.py", "autoscaler.py"),
+    *("run.py", "trials.py", "cluster.py", "autoscaler.py", "telemetry.py"),
 }
 RAY_FOLDERS = {"serving"}
 TORCH_FOLDERS = {"meta", "search", "serving"}
