@@ -4,7 +4,10 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,8 @@ import cli
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from morphling_ray.measurement import Measurement, Trial
+from morphling_ray.evaluate.lane import Lane
+from morphling_ray.measurement import Measurement, Probe, Trial, Verdict
 from morphling_ray.telemetry import METRICS, OF_RUN, Telemetry, label, stage_of, table
 
 # A search in this process, and a thread that reads what the node's agent reports meanwhile.
@@ -42,6 +46,10 @@ def watch():
 threading.Thread(target=watch, daemon=True).start()
 sys.exit(main(arguments))
 """
+PROBE = Probe(
+    kind="open", rate_rps=100.0, window_s=3.0, requests=300, achieved_rps=99.0, errors=0, late=1, p50_s=0.02,
+    p90_s=0.05, p99_s=0.08, slo_latency_s=0.08, driver_lag_s=0.001, driver_cpu=0.2, verdict=Verdict.MET,
+)  # fmt: skip
 Sample = tuple[str, dict[str, str], float]
 
 
@@ -140,6 +148,48 @@ def test_a_replayed_search_is_seen_too(tmp_path: Path, surfaces: Path) -> None:
     everything = [sample for page in pages for sample in samples(page["page"])]
     assert {labels["application"] for _, labels, _ in everything} == {"small"}
     assert not of(everything, "morphling_probe_offered_rps")
+
+
+class Loads:
+    """An evaluator of a lane that has one probe, at a rate that the configuration says, and then takes its time."""
+
+    def __init__(self) -> None:
+        self.probes: deque[Probe] = deque(maxlen=1)
+        self.go_on = threading.Event()
+
+    def measure(self, configuration: dict[str, float], *, progress: Callable[[str], None], **how: Any) -> Measurement:
+        progress(f"probing at {configuration['rate']} RPS")
+        if configuration["rate"]:
+            self.probes.append(replace(PROBE, rate_rps=configuration["rate"]))
+        assert self.go_on.wait(20)
+        return Measurement(configuration=configuration, metrics={"peak_rps": 1.0})
+
+
+def test_each_lane_tells_of_its_own_trial() -> None:
+    """Fails if two trials at once share a probe, or a trial is said to have that of the one before it."""
+    evaluators: list[Loads] = []
+    lanes = [Lane(lambda: evaluators.append(Loads()) or evaluators[-1], {}) for _ in range(2)]
+
+    def begin(lane: Lane, number: int, rate: float) -> threading.Thread:
+        ask = {"number": number, "configuration": {"rate": rate}, "needed": {}, "stage": "search", "exact": False}
+        trial = threading.Thread(target=lane.measure, args=[ask])
+        trial.start()
+        cli.wait_for(lambda: (doing := lane.stage()) is not None and (doing.probe is not None) == (rate > 0), 10, "it")
+        return trial
+
+    trials = [begin(lanes[0], 7, 30.0), begin(lanes[1], 8, 50.0)]
+    doing = [lane.stage() for lane in lanes]
+    assert [each and (each.number, each.probe and each.probe.rate_rps) for each in doing] == [(7, 30.0), (8, 50.0)]
+    evaluators[0].go_on.set()
+    trials[0].join()
+    assert lanes[0].stage() is None
+    evaluators[0].go_on.clear()
+    trials.append(begin(lanes[0], 9, 0.0))
+    assert lanes[0].stage() == (9, "probing at 0.0 RPS", None)
+    for evaluator in evaluators:
+        evaluator.go_on.set()
+    for trial in trials:
+        trial.join()
 
 
 def test_metrics_never_end_a_run() -> None:
