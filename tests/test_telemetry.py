@@ -14,8 +14,10 @@ from typing import Any
 
 import cli
 import pytest
+from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from experiments.screenshots import MOST_BYTES, PAGES, SECTIONS
 from morphling_ray.evaluate.lane import Lane
 from morphling_ray.measurement import Measurement, Probe, Trial, Verdict
 from morphling_ray.telemetry import METRICS, OF_RUN, Telemetry, label, stage_of, table
@@ -157,7 +159,7 @@ class Loads:
         self.probes: deque[Probe] = deque(maxlen=1)
         self.go_on = threading.Event()
 
-    def measure(self, configuration: dict[str, float], *, progress: Callable[[str], None], **how: Any) -> Measurement:
+    def measure(self, configuration: dict[str, Any], *, progress: Callable[[str], None], **how: Any) -> Measurement:
         progress(f"probing at {configuration['rate']} RPS")
         if configuration["rate"]:
             self.probes.append(replace(PROBE, rate_rps=configuration["rate"]))
@@ -167,8 +169,8 @@ class Loads:
 
 def test_each_lane_tells_of_its_own_trial() -> None:
     """Fails if two trials at once share a probe, or a trial is said to have that of the one before it."""
-    evaluators: list[Loads] = []
-    lanes = [Lane(lambda: evaluators.append(Loads()) or evaluators[-1], {}) for _ in range(2)]
+    evaluators = [Loads(), Loads()]
+    lanes = [Lane(lambda one=one: one, {}) for one in evaluators]
 
     def begin(lane: Lane, number: int, rate: float) -> threading.Thread:
         ask = {"number": number, "configuration": {"rate": rate}, "needed": {}, "stage": "search", "exact": False}
@@ -271,6 +273,17 @@ def test_grafana_takes_the_datasource_of_rays_own_dashboards() -> None:
     where |= {v["datasource"] for v in ours["templating"]["list"] if v["type"] == "query"}
     assert where == {"${" + name + "}" for name in names}
     assert ours["uid"] != rays["uid"]
+
+
+def test_the_documentation_has_its_pictures() -> None:
+    """Fails if a picture is missing, is none, or is too large for a repository."""
+    docs = Path(__file__).parents[1] / "docs"
+    named = re.findall(r"!\[[^]]+\]\(([^)]+)\)", (docs / "observability.md").read_text(encoding="utf-8"))
+    assert {docs / name for name in named} == {docs / "images" / f"{p}.png" for p in (*PAGES, "report", *SECTIONS)}
+    for name in named:
+        with Image.open(docs / name) as picture:
+            assert picture.width >= 900
+        assert (docs / name).stat().st_size <= MOST_BYTES
 
 
 def test_the_documentation_has_the_table() -> None:
