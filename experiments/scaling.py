@@ -213,7 +213,7 @@ def trials_a_second(session: SearchSession, surface: Surface, objective: Express
     from morphling_ray.cluster import QUIET
     from morphling_ray.evaluate.lane import NAMESPACE
     from morphling_ray.evaluate.lanes import start_lanes
-    from morphling_ray.run import run_trials
+    from morphling_ray.trials import run_trials
 
     os.environ.update(QUIET)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # which workers may not find

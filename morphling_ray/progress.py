@@ -144,7 +144,7 @@ class Progress:
         with self._lock:
             self._running.pop(trial.number, None)
             self._finished.append(trial)
-            self._best = _ranked(self._finished)
+            self._best = ranked(self._finished)
             result = result_text(trial, self._reported, self._unit)
             line = f"{self._name(trial.number, trial.stage)}: {result} in {duration(trial.seconds)}"
             if self._live:
@@ -322,7 +322,7 @@ class _LaidOutOnce:
             yield Segment.line()
 
 
-def _ranked(trials: list[Trial]) -> list[Trial]:
+def ranked(trials: list[Trial]) -> list[Trial]:
     """The newest measurement of each configuration, best first."""
     newest = {configuration_text(t.configuration): t for t in trials if outcome(t) is not Outcome.REJECTED}
     measured = [t for t in newest.values() if outcome(t) is Outcome.MEASURED]

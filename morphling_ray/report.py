@@ -15,6 +15,7 @@ from morphling_ray.errors import MorphlingError
 from morphling_ray.sections import esc, figure, headline, section
 from morphling_ray.store import RunDirectory
 from morphling_ray.summary import Summary
+from morphling_ray.tensorboard import write_events
 from morphling_ray.wording import NOTHING, configuration_text, number
 
 _QUALITY = (
@@ -100,9 +101,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m morphling_ray.report", description="Write the report of a run again."
     )
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="run directory, such as runs/20250131-120000")
-    run_dir: Path = parser.parse_args(argv).run_dir
+    parser.add_argument("--tensorboard", action="store_true", help="write the trials for TensorBoard as well")
+    arguments = parser.parse_args(argv)
+    run_dir: Path = arguments.run_dir
     try:
-        RunDirectory.open(run_dir).write_text("report.html", render(run_dir))
+        directory = RunDirectory.open(run_dir)
+        directory.write_text("report.html", render(run_dir))
+        if arguments.tensorboard:
+            write_events(directory)
     except MorphlingError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -14,7 +14,6 @@ from typing import Any, TextIO
 from threadpoolctl import threadpool_limits
 
 from morphling_ray.cluster import Cluster, connect, connected_to, disconnect, head_answers
-from morphling_ray.evaluate.lane import NAMESPACE
 from morphling_ray.evaluate.lanes import places, start_lanes
 from morphling_ray.evaluate.room import Room, on_one_node, seats
 from morphling_ray.experiment import Experiment
@@ -28,11 +27,12 @@ from morphling_ray.search import check_searcher, make_sampler
 from morphling_ray.search.session import Ask, SearchSession
 from morphling_ray.store import RunDirectory
 from morphling_ray.target import Plan, ReplayTarget, ServeTarget, Target
+from morphling_ray.telemetry import Telemetry
+from morphling_ray.trials import TUNE_FOLDER, run_trials
 
 POLL_S = 0.25
 HANG_S = 900.0  # of a trial, beside what it may take to start
 CONFIRMATIONS = 2  # of the last trials: the finalists are measured again
-TUNE_FOLDER = "tune"
 DIFFERENCE = "serve_config.diff"  # to the user's own Serve config
 
 
@@ -48,6 +48,7 @@ class Run:
         self._started = started
         self.command = command  # that repeats the run
         self._show: Progress | JsonProgress | None = None
+        self._telemetry: Telemetry | None = None
         self._cluster: Cluster | None = None
         self._plan: Plan | None = None
         self._session: SearchSession | None = None
@@ -140,6 +141,13 @@ class Run:
             **({"seats": self._seats(plan)} if at_once > 1 else {}),
         )
         self._session = self._new_session(plan)
+        self._telemetry = Telemetry(
+            run=self.directory.path.name,
+            application=self.experiment.task or self.experiment.app,
+            max_trials=self.experiment.max_trials,
+            reported=plan.objective.reported,
+            kept=self._kept,
+        )
         self._starting_s = self.seconds
         poll = threading.Thread(target=self._poll_lanes, daemon=True)
         poll.start()
@@ -208,7 +216,7 @@ class Run:
     @property
     def _lanes_name(self) -> str:
         """Unique on a cluster that several people use."""
-        return f"lanes-{self.directory.path.name}-{os.getpid()}"
+        return f"morphling-{self.directory.path.name}-{os.getpid()}-lanes"
 
     def _on_ask(self, ask: Ask) -> None:
         self._asked[ask.number] = ask, self.seconds
@@ -231,6 +239,8 @@ class Run:
         self.directory.append_trial(trial)
         if self._show is not None:
             self._show.trial_finished(trial)
+        if self._telemetry is not None:
+            self._telemetry.trial_finished(trial)
 
     def _poll_lanes(self) -> None:
         """Passes on what the lanes are doing, until the search is over."""
@@ -246,9 +256,11 @@ class Run:
                     self._say(f"the cluster's head node does not answer; {again}")
                 continue
             self._head_is_lost = False
-            for number, stage in doing:
-                if number in self._asked and self._show is not None:
-                    self._show.stage(number, stage)
+            for each in doing:
+                if each.number in self._asked and self._show is not None:
+                    self._show.stage(each.number, each.stage)
+            if self._telemetry is not None:
+                self._telemetry.refresh(self._asked, {each.number: (each.stage, each.probe) for each in doing})
 
     def release(self, *, in_a_hurry: bool) -> None:
         """Takes down what was put up: everything on a local cluster, on another one what is ours."""
@@ -324,50 +336,6 @@ class Run:
     def _say(self, text: str) -> None:
         if self._show is not None:
             self._show.message(text)
-
-
-def run_trials(
-    session: SearchSession,
-    lanes: str,
-    *,
-    at_once: int,
-    folder: Path,
-    on_ask: Callable[[Ask], None] | None = None,
-    on_trial: Callable[[int, Measurement, float | None], None],
-) -> None:
-    """Has Ray Tune run a search's trials to its end.
-
-    Args:
-        session: What is tried, and when that is enough.
-        lanes: Name of the actor that measures, see `evaluate.lanes`.
-        at_once: Trials at the same time.
-        folder: Where Tune may write.
-        on_ask: Told of each trial that begins.
-        on_trial: Told of each trial that has ended.
-    """
-    from ray import tune
-
-    from morphling_ray.search.ray_searcher import SessionSearcher
-
-    def trial(config: dict[str, Any]) -> None:
-        import ray
-
-        # A trial holds no CPU (that is the replicas'), and a worker runs one trial after another.
-        measured = ray.get(ray.get_actor(lanes, namespace=NAMESPACE).measure.remote(config))
-        tune.report({**measured, "number": config["number"]})
-
-    tuner = tune.Tuner(
-        tune.with_resources(trial, tune.PlacementGroupFactory([{"CPU": 0, "memory": 1}])),
-        tune_config=tune.TuneConfig(
-            search_alg=SessionSearcher(session, on_ask=on_ask, on_trial=on_trial),
-            num_samples=-1,  # the session says when it is over
-            max_concurrent_trials=at_once,
-            reuse_actors=True,
-            trial_dirname_creator=lambda t: f"trial-{t.trial_id}",
-        ),
-        run_config=tune.RunConfig(name=TUNE_FOLDER, storage_path=str(folder.resolve()), verbose=0),
-    )
-    tuner.fit()
 
 
 def check(experiment: Experiment) -> Target:

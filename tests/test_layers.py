@@ -28,12 +28,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store": {"errors", "space", "measurement", "objective"},
 }
 # What a run is told with: these may import each other.
-TELLING = {"console", "progress", "json_progress", "summary", "wording", "result", "exports", "trackers"}
-TELLING |= {"report", "sections", "tables", "plots", "knob_plots", "svg"}
+TELLING = {
+    *("console", "progress", "json_progress", "summary", "wording", "result", "exports", "trackers"),
+    *("report", "sections", "tables", "plots", "knob_plots", "svg"),
+    *("telemetry", "tensorboard"),
+}
 MAY_IMPORT |= {name: {"errors", "masking", "space", "measurement", "objective", "store"} | TELLING for name in TELLING}
 ENTRY_POINTS = {
     *("__init__", "__main__", "tune", "record", "train", "experiment", "cluster", "environment"),
-    *("target", "run", "outcome", "preview", "api", "export"),
+    *("target", "run", "trials", "outcome", "preview", "api", "export"),
 }  # may import everything
 RAY = {
     *(
@@ -45,7 +48,7 @@ RAY = {
         "evaluate/lanes.py",
         "evaluate/seating.py",
     ),
-    *("run.py", "cluster.py", "autoscaler.py"),
+    *("run.py", "trials.py", "cluster.py", "autoscaler.py", "telemetry.py"),
 }
 RAY_FOLDERS = {"serving"}
 TORCH_FOLDERS = {"meta", "search", "serving"}

@@ -5,14 +5,26 @@ wants to show progress asks the lane meanwhile what it is doing.
 """
 
 import json
+from collections import deque
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 from morphling_ray.evaluate import Evaluator
-from morphling_ray.measurement import Measurement
+from morphling_ray.measurement import Measurement, Probe
 from morphling_ray.space import Configuration
 
 NAMESPACE = "morphling_ray"
+
+
+class Doing(NamedTuple):
+    """What a lane is doing: the trial's number, in a few words what, and the trial's latest probe if there was one.
+
+    Of two trials that are compared in turn it is the first one's number, whichever of them is being loaded.
+    """
+
+    number: int
+    stage: str
+    probe: Probe | None = None
 
 
 class Lane:
@@ -26,6 +38,8 @@ class Lane:
     def __init__(self, make_evaluator: Any, arguments: dict[str, Any]) -> None:
         self._evaluator: Evaluator = make_evaluator(**arguments)
         self._stage: tuple[int, str] | None = None
+        # Of an evaluator that loads something; others have none.
+        self._probes: deque[Probe] = getattr(self._evaluator, "probes", deque())
 
     def measure(self, ask: dict[str, Any]) -> dict[str, str]:
         """Measures what a searcher asked for.
@@ -43,6 +57,7 @@ class Lane:
             self._stage = (ask["number"], text)
 
         evaluator, rival = self._evaluator, ask.get("rival")
+        self._probes.clear()  # those of the trial before
         measured: tuple[Measurement, ...]
         try:
             if ask.get("tried"):
@@ -104,9 +119,10 @@ class Lane:
         """Takes the application down until the next trial: another lane wants its place."""
         self._evaluator.release()  # type: ignore[attr-defined]
 
-    def stage(self) -> tuple[int, str] | None:
-        """Trial number and what is being done for it; None between trials."""
-        return self._stage
+    def stage(self) -> Doing | None:
+        """What is being done; None between trials."""
+        stage, probes = self._stage, list(self._probes)
+        return Doing(*stage, *probes[-1:]) if stage is not None else None
 
     def close(self) -> None:
         """Takes down what the evaluator put up."""

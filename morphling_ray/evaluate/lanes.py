@@ -21,7 +21,7 @@ from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from morphling_ray.evaluate.lane import NAMESPACE, Lane
+from morphling_ray.evaluate.lane import NAMESPACE, Doing, Lane
 from morphling_ray.evaluate.room import Room
 from morphling_ray.evaluate.seating import Seat, Seating, Want, alive
 from morphling_ray.measurement import Measurement, voided
@@ -140,12 +140,12 @@ class Lanes:
         found: dict[str, Any] = await _result(seat.actor.cross_check.remote(number, configuration))
         return found
 
-    async def stages(self) -> list[tuple[int, str]]:
-        """Trial number and what is being done for it, of each lane that is measuring and answers."""
+    async def stages(self) -> list[Doing]:
+        """What is being done, of each lane that is measuring and answers."""
 
-        async def of(seat: Seat) -> tuple[int, str] | None:
+        async def of(seat: Seat) -> Doing | None:
             try:
-                doing: tuple[int, str] | None = await asyncio.wait_for(_result(seat.actor.stage.remote()), STAGE_S)
+                doing: Doing | None = await asyncio.wait_for(_result(seat.actor.stage.remote()), STAGE_S)
             except Exception:  # noqa: BLE001  a lane that does not answer is the trial's problem, not the display's
                 return None
             return doing
@@ -196,7 +196,11 @@ class Lanes:
         return (
             ray.remote(Lane)
             .options(
-                name=f"{self._name}-{self._opened}", namespace=NAMESPACE, num_cpus=0, max_concurrency=2, **where
+                name=f"{self._name.removesuffix('s')}-{self._opened}",
+                namespace=NAMESPACE,
+                num_cpus=0,
+                max_concurrency=2,
+                **where,
             )  # two calls at once, so that `stage` answers during `measure`
             .remote(self._make_evaluator, arguments)
         )

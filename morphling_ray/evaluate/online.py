@@ -8,6 +8,7 @@ Two finalists are compared in turn (duel.py).
 """
 
 import math
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -21,7 +22,7 @@ from morphling_ray.evaluate.stand import FIRST_ANSWER_S, Stand
 from morphling_ray.load.driver import RequestSource
 from morphling_ray.load.loadgen import CrossCheck, cross_check
 from morphling_ray.load.peak import read_off
-from morphling_ray.measurement import Measurement, Verdict
+from morphling_ray.measurement import Measurement, Probe, Verdict
 from morphling_ray.objective import Slo
 from morphling_ray.serving.application import ApplicationFacts
 from morphling_ray.serving.deployment import DeploymentFailed, suffix_on
@@ -177,6 +178,11 @@ class OnlineEvaluator:
             seed=self._seed if seed is None else seed,
             say=progress or (lambda text: None),
         )
+
+    @property
+    def probes(self) -> deque[Probe]:
+        """The latest probe; see `Crew.probes`."""
+        return self.stand.crew.probes
 
     def tried(self, configurations: Iterable[str]) -> None:
         """Tells of configurations (as texts) that others have measured, or that were measured in an earlier run."""

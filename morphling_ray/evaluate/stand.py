@@ -274,6 +274,7 @@ class Stand:
             turns=self._turns,
         )
         other._all_cores = self._all_cores  # this process may be confined by now
+        other.crew.probes = self.crew.probes  # whoever watches sees both
         try:
             try:
                 other.bring_up(configuration)

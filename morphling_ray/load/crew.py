@@ -4,6 +4,8 @@ They share a rate: Poisson arrivals of rate R are those of n drivers with R / n 
 turns out INVALID, since each takes a core of its own to be any help.
 """
 
+import secrets
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,6 +46,8 @@ class Crew:
         self._drivers: list[Any] = []
         self.record: Record | None = None
         """What the latest window showed, request by request."""
+        self.probes: deque[Probe] = deque(maxlen=1)
+        """The latest one with a verdict that counts; for whoever wants to watch."""
         self._add()
 
     @property
@@ -83,14 +87,14 @@ class Crew:
         )
         self.record = together(records)
         rate_rps = self.record.achieved_rps if kind == "closed" else 0.0
-        return judge(self.record, kind=kind, rate_rps=rate_rps, window_s=window_s, slo=self._slo)
+        return self._judged(self.record, kind, rate_rps, window_s)
 
     def probe(self, *, rate_rps: float, window_s: float, seed: int, **how: Any) -> Probe:
         """One window of Poisson arrivals; see `LoadDriver.probe`. An INVALID one leaves a larger crew, if it can."""
         each = {"rate_rps": rate_rps / self.size, "window_s": window_s, "slo": self._slo, **how}
         seeds = [seed, *(hash((seed, i)) % 2**32 for i in range(1, self.size))]
         self.record = together(ray.get([d.probe.remote(seed=s, **each) for d, s in zip(self._drivers, seeds)]))
-        probe = judge(self.record, kind="open", rate_rps=rate_rps, window_s=window_s, slo=self._slo)
+        probe = self._judged(self.record, "open", rate_rps, window_s)
         if probe.verdict is Verdict.INVALID and probe.driver_cpu > _BUSY and self.size < len(self.cores):
             self._add()
         return probe
@@ -112,10 +116,16 @@ class Crew:
         for driver in self._drivers:
             ray.kill(driver)
 
+    def _judged(self, record: Record, kind: str, rate_rps: float, window_s: float) -> Probe:
+        probe = judge(record, kind=kind, rate_rps=rate_rps, window_s=window_s, slo=self._slo)
+        self.probes.extend([probe] if probe.judged else [])
+        return probe
+
     def _add(self) -> None:
         driver = (
             ray.remote(ServeLoadDriver)
             .options(
+                name=f"{self._arguments[0]}-driver-{secrets.token_hex(4)}",
                 num_cpus=0,
                 max_concurrency=4,
                 runtime_env={"env_vars": self._environment},

@@ -9,6 +9,7 @@ and says what its percentile was.
 
 import asyncio
 import re
+import secrets
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -91,7 +92,12 @@ def cross_check(
     """
     driver = (
         ray.remote(LoadGenDriver)
-        .options(num_cpus=0, max_concurrency=4, runtime_env={"env_vars": {**ENVIRONMENT, **python_path(source.folder)}})
+        .options(
+            name=f"{app_name}-loadgen-{secrets.token_hex(4)}",
+            num_cpus=0,
+            max_concurrency=4,
+            runtime_env={"env_vars": {**ENVIRONMENT, **python_path(source.folder)}},
+        )
         .remote(app_name, source, root_url)
     )
 
