@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pages
 import pytest
@@ -126,19 +126,25 @@ class Parsed(Exception):
 
 def parser_of(module: str, arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
     """A command's own parser, after it has taken the arguments, if any are given; the command ends there."""
+    command = importlib.import_module(module)
     taken: list[argparse.ArgumentParser] = []
-    real = argparse.ArgumentParser.parse_args
+    real = argparse.ArgumentParser.parse_known_args
 
-    def stop(parser: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> None:
+    def stop(parser: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> NoReturn:
         taken.append(parser)
-        if arguments is not None:
-            real(parser, args, namespace)
+        if arguments is not None and (rest := real(parser, args, namespace)[1]):
+            parser.error(f"unrecognized arguments: {shlex.join(rest)}")
         raise Parsed
 
+    def refuse(*args: Any, **more: Any) -> NoReturn:
+        raise AssertionError(f"python -m {module} began before it knew its arguments")
+
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(argparse.ArgumentParser, "parse_args", stop)
+        for method in ("parse_args", "parse_known_args"):
+            patched.setattr(argparse.ArgumentParser, method, stop)
+        patched.setattr(subprocess.Popen, "__init__", refuse)
         try:
-            importlib.import_module(module).main(list(arguments or ()))
+            command.main(list(arguments or ()))
         except Parsed:
             return taken[0]
         except SystemExit as error:
