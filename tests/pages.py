@@ -4,7 +4,7 @@ A page is Markdown. What a block is, its fence says:
 
     python          run, a page's blocks one after the other in one process, in an empty folder; a block whose first
                     line is `# NAME.py` is that file, and is imported
-    python ray      the same, but it starts Ray
+    python ray      the same, but it starts Ray; a file is then run as a program
     yaml, json, csv, jsonl   read by what reads such a file; a second word, or a first line `# NAME`, makes it that file
     sh              commands, whose flags are checked; nothing is started
     text            what a command prints, signatures, diagrams; not checked

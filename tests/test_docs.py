@@ -26,12 +26,13 @@ import yaml
 from pages import PAGES, ROOT, Block
 
 from docs.generate import generated
+from morphling_ray.__main__ import VERBS
 from morphling_ray.experiment import Experiment, read_experiment
 from morphling_ray.search import SEARCHERS
 from morphling_ray.surface import load_surfaces
 
-COMMANDS = ("tune", "record", "train", "report")
-TOOLS = {"cd", "curl", "export", "git", "kubectl", "pip", "ray", "serve"}  # other people's, taken as they are
+# Other people's, taken as they are.
+TOOLS = {"cd", "cp", "curl", "export", "git", "grafana-server", "kubectl", "pip", "ray", "serve", "tensorboard"}
 TIMEOUT_S = 150.0
 
 
@@ -50,7 +51,11 @@ def run_blocks(page: Path, folder: Path, *, ray: bool) -> None:
         if block.file is not None:
             (folder / block.file).write_text(block.text)
         if block.kind == "python" and (ray or not block.starts_ray):
-            code = f"import {Path(block.file).stem}" if block.file else block.text
+            code = block.text
+            if block.file is not None and block.starts_ray:
+                code = f"import subprocess, sys\nsubprocess.run([sys.executable, {block.file!r}], check=True)"
+            elif block.file is not None:
+                code = f"import {Path(block.file).stem}"
             # Line numbers of a traceback are those of the page.
             lines.append(f"exec(compile({chr(10) * block.line + code!r}, {pages.name(page)!r}, 'exec'))")
     (folder / "all_blocks.py").write_text("\n".join(lines))
@@ -205,7 +210,8 @@ def check_command(words: list[str]) -> None:
 def commands(block: Block) -> list[list[str]]:
     """The commands of a block, without redirections and comments."""
     found = []
-    for line in block.text.replace("\\\n", " ").splitlines():
+    text = re.sub(r"^\w+=\$\(.*\)$", "", block.text, flags=re.M)  # what a command prints
+    for line in text.replace("\\\n", " ").splitlines():
         command: list[str] = []
         for word in [*shlex.split(line, comments=True), "&&"]:
             if word in ("&&", "|", "&"):
@@ -229,7 +235,7 @@ def test_commands_parse(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=pages.name)
 def test_commands_within_text_are_there(page: Path) -> None:
     """Fails if text names a module, a script or a flag that is gone. Placeholders, as in `--out DIR`, are no matter."""
-    known = {flag for command in COMMANDS for flag in options(f"morphling_ray.{command}")}
+    known = {flag for command in VERBS for flag in options(f"morphling_ray.{command}")}
     spans = [code.split() for code in pages.inline_code(page)]
     for words in (words for words in spans if words[:2] == ["python", "-m"] and len(words) > 2):
         if takes_arguments(words[2]):
