@@ -3,12 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-SOURCES := morphling_ray tests $(patsubst %/,%,$(sort $(dir $(wildcard experiments/*.py benchmarks/*.py))))
+SOURCES := morphling_ray tests $(patsubst %/,%,$(sort $(dir $(wildcard experiments/*.py benchmarks/*.py docs/*.py))))
 
 # Every path below is relative, so that a checkout in a folder with spaces works. The stamps are made last: an install
 # that was cut short is done again.
 .DELETE_ON_ERROR:
-.PHONY: help tune test browser lint compare surfaces paper prior clean
+.PHONY: help tune test browser lint compare surfaces paper prior docs clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
@@ -38,6 +38,9 @@ paper: $(VENV)/installed-dev  ## The Morphling paper's figures, ours beside thei
 
 prior: $(VENV)/installed  ## Train the bundled prior again, on the recorded surfaces of the zoo
 	@$(BIN)/python -m morphling_ray.train --surfaces experiments/surfaces/zoo --out morphling_ray/data/prior.npz
+
+docs: $(VENV)/installed-dev  ## Write those parts of docs/ again that follow from the code
+	@$(BIN)/python -m docs.generate
 
 clean:  ## Remove the environment and all caches; run directories stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

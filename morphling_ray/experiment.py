@@ -52,7 +52,7 @@ class Experiment:
         kind=bool,
     )
     searcher: str = _flag(
-        "how the next configuration is chosen: morphling, gp, random, ..., all in the README",
+        "how the next configuration is chosen: morphling, gp, random, ..., all in docs/searchers.md",
         default="morphling",
         metavar="NAME",
     )

@@ -242,13 +242,13 @@ class ExpressionObjective:
         return np.where(np.isfinite(out), out, 0.0)
 
     def slack(self, columns: Mapping[str, Any], metrics: Mapping[str, Any]) -> Array:
-        """See `Objective`."""
+        """Smallest relative margin over all bounds (infinite without bounds): >= 0.03 means 3 % to spare."""
         values = self._values(columns, metrics)
         margins = [np.asarray(bound.slack(values), float) for bound in self._bounds]
         return np.minimum.reduce(margins) if margins else np.asarray(np.inf)
 
     def reported(self, value: float) -> float:
-        """See `Objective`."""
+        """The value as a person reads it: itself."""
         return value
 
 

@@ -342,13 +342,13 @@ def test_finalists_of_two_deployments_are_compared(
 
 
 @pytest.mark.parametrize("work", ["", "__import__('time').sleep(0.008); "])
-def test_the_readmes_application_is_measured(ray_serve: None, tmp_path: Path, work: str) -> None:
-    """Fails if the README's application does not work as it is, or if its batches are taken for what limits it.
+def test_the_batchers_application_is_measured(ray_serve: None, tmp_path: Path, work: str) -> None:
+    """Fails if the page's application does not work as it is, or if its batches are taken for what limits it.
 
     As it is, its batches take microseconds, so that the way to the replica is the limit, and plain probes do the work.
     """
-    readme = Path(__file__).parents[1] / "README.md"
-    (block,) = [b for b in re.findall(r"```python\n(.*?)```", readme.read_text(), re.S) if "Batcher" in b]
+    page = Path(__file__).parents[1] / "docs" / "how_it_works.md"
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", page.read_text(), re.S) if "Batcher" in b]
     app = tmp_path / f"readme_app_{len(work)}.py"
     app.write_text(block.replace("return [str", f"{work}return [str"))
     space: dict[str, list[Any]] = {"cpu_cores": [1], "max_batch_size": [1, 8], "batch_wait_timeout_s": [0.0, 0.01]}

@@ -179,7 +179,7 @@ def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
         MorphlingSearcher(SearchSpace([Knob("x", (1, 2))]), **arguments)
 
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "searchers.md"
 # Ray alone starts no worker where the path of the interpreter has a space in it; see `quoted_python`.
 START = """
 import ray
@@ -209,8 +209,8 @@ print(best["batch"], best["cores"], len(results))
 @pytest.mark.serve
 @pytest.mark.timeout(240)
 def test_under_a_real_tuner(tmp_path: Path) -> None:
-    """Fails if Tune cannot drive it: as in the README; then two trials at once, one that dies, a constant beside."""
-    blocks = [b for b in re.findall(r"```python\n(.*?)```", README.read_text(), re.S) if "MorphlingSearcher" in b]
+    """Fails if Tune cannot drive it: as on its page; then two trials at once, one that dies, a constant beside."""
+    blocks = [b for b in re.findall(r"```python ray\n(.*?)```", PAGE.read_text(), re.S) if "MorphlingSearcher" in b]
     done = subprocess.run(
         [sys.executable, "-c", f"{START}\n{blocks[0]}\n{PROGRAM}"],
         env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "HOME": str(tmp_path)},
