@@ -146,6 +146,7 @@ class SearchSession:
         self._exhausted = False
         self._finalists: list[Configuration] | None = None  # still to be measured again, the favourite first
         self._winner: Measurement | None = None  # of the latest comparison
+        self._settled = False  # nothing is left to be measured again
         self.stopped_because = ""
         """Why the search ended before its trials were used up; empty if it did not."""
 
@@ -290,7 +291,18 @@ class SearchSession:
                 cheapest = min((found, *found.tied), key=lambda r: self._cost(r.configuration) or 0.0).configuration
                 if cheapest not in self._finalists:
                     self._finalists[1] = cheapest
+        elif self._finalists == [] and not self._outstanding and not self._settled:
+            self._settled = True  # until the next confirmation has ended
+            self._finalists = self._not_confirmed()
         return self._finalists or []
+
+    def _not_confirmed(self) -> list[Configuration]:
+        """What would be recommended now, where that has not been measured again: the only finalist has fallen."""
+        confirmed = [m.configuration for _, stage, m in self._told if stage == CONFIRM]
+        if self._winner is not None or len(confirmed) >= self._max_trials - self._search_trials:
+            return []
+        found = self._sampler.recommend()
+        return [] if found is None or found.configuration in confirmed else [found.configuration]
 
     def _even(self, configuration: Configuration, rival: Configuration) -> float:
         """The configuration's peak over the rival's at which the objective is the same; 1 if it does not say."""
@@ -319,6 +331,7 @@ class SearchSession:
 
     def _record(self, number: int, stage: str, measurement: Measurement) -> float | None:
         self._told.append((number, stage, measurement))
+        self._settled = False
         self._sampler.observe(measurement.configuration, measurement)
         self._decide(measurement)
         for sibling in measurement.siblings:

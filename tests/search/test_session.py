@@ -143,6 +143,39 @@ def test_a_winner_meets_the_next_finalist() -> None:
     assert [a.configuration["cpu_cores"] for a in asks[-4:]] == [1, 2, 1, 3]
 
 
+@pytest.mark.parametrize("falls", [True, False])
+def test_what_takes_the_place_of_an_only_finalist_is_measured_again_too(falls: bool) -> None:
+    """Fails if a lucky favourite falls and what follows it is recommended unlooked at, with a trial to spare."""
+    looks = iter([700.0, 3.5 if falls else 700.0])  # of seven cores; per dollar 100, then a half
+
+    def lucky(configuration: Configuration) -> float:
+        return next(looks) if configuration["cpu_cores"] == 7 else peak(configuration)
+
+    asks = finish(session(max_trials=14), lucky)
+    assert [a.stage for a in asks[:12]] == [SEARCH] * 12
+    assert [(a.stage, a.configuration["cpu_cores"]) for a in asks[12:]] == [(CONFIRM, 7), (CONFIRM, 1)][: 1 + falls]
+
+
+def test_a_search_goes_on_where_an_only_finalist_has_fallen() -> None:
+    """Fails if a search that is resumed between the two confirms something else than it would have."""
+    looks = iter([700.0, 3.5])
+
+    def lucky(configuration: Configuration) -> float:
+        return next(looks) if configuration["cpu_cores"] == 7 else peak(configuration)
+
+    running, resumed = session(max_trials=14), session(max_trials=14)
+    for _ in range(13):
+        ask = running.next()
+        assert ask is not None
+        ((number, measurement),) = told(ask, lucky)
+        running.tell(number, measurement)
+        resumed.replay(number, ask.stage, measurement)
+    ask, again = running.next(), resumed.next()
+    assert ask == again
+    assert ask is not None
+    assert (ask.stage, ask.configuration["cpu_cores"]) == (CONFIRM, 1)
+
+
 def test_with_one_trial_left_the_favourite_is_measured_again() -> None:
     """Fails if half a comparison is begun, or the last trial is wasted."""
     asks = finish(session(max_trials=13, confirm=1))
