@@ -76,6 +76,8 @@ def _execute(run: "Run", *, quiet: bool) -> int:
     with quiet_console(run.directory.log_path) as console:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends us politely gets what was measured
         result, interrupted = carry_out(run, console, quiet=quiet)
+        for line in run.closing_lines():
+            print(line, file=console.stderr)
         print(json.dumps(result), file=console.stdout)
     if interrupted:
         return INTERRUPTED
