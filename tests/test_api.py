@@ -220,6 +220,7 @@ def state():
     return signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), sys.stdout, sys.stderr
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background has ignored
     before = state()
     space, objective = {"max_batch_size": (1, 16)}, "rps"
     one = morphling_ray.tune(app, space, request=21, objective=objective, max_trials=2,

@@ -209,6 +209,26 @@ def test_a_replica_that_was_replaced_gets_the_settings_again(served: tuple[Any, 
     assert state.max_batch_size == 2
 
 
+@pytest.mark.parametrize("served", [("batching", None)], indirect=True)
+def test_settings_are_taken_while_serves_controller_is_gone(served: tuple[Any, Any]) -> None:
+    """Fails if a configuration is said to fail since a handle, without the controller, did not find its replicas."""
+    import psutil
+
+    from morphling_ray.serving.control import ReplicaBatcher
+
+    _, evaluator = served
+    deployer = evaluator.stand.deployer
+    small = {"cpu_cores": 1, "max_batch_size": 2, "batch_wait_timeout_ms": 0}
+    deployer.deploy(small)
+    for size in (16, 4):
+        (controller,) = [p for p in psutil.process_iter() if " ".join(p.cmdline()).startswith("ray::ServeController")]
+        controller.kill()
+        (replica,) = deployer.deploy({**small, "max_batch_size": size})
+        state = ReplicaBatcher(replica.actor_name).state()
+        assert state is not None
+        assert state.max_batch_size == size
+
+
 @pytest.mark.parametrize("served", [("md1", {"cpu_cores": [1]})], indirect=True)
 def test_a_load_driver_that_is_lost_is_replaced(served: tuple[Any, Any]) -> None:
     """Fails if the death of a driver is taken for the application's, or breaks all trials that follow."""

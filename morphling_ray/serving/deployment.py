@@ -116,9 +116,9 @@ class Deployer:
         config = self._config(configuration)
         before, self._up = self._up, None  # if this fails, it is not known what is up
         same = before is not None and _without_user_config(before) == _without_user_config(config)
-        if before is not None and same and self._replicas == self.replicas():
-            self._reconfigure(before, config)
-        else:
+        # Where a handle does not find all replicas, as while Serve's controller is being restarted, Serve has to do it.
+        live = before is not None and same and self._replicas == self.replicas() and self._reconfigure(before, config)
+        if not live:
             # A lane that was lost may have left its application on the node.
             left_over = before is None and self._node_id is not None and bool(self._details())
             grows = not self._whole_cards and self._grows_into_free_room(configuration)
@@ -126,8 +126,9 @@ class Deployer:
                 self.delete(wait=True)
             self._replicas = self._apply(config, expected_replicas(self._facts, configuration))
             self._configuration = configuration
-            if self._told is not None:  # a replica that Serve keeps is still set to what it was set to directly
-                self._reconfigure(self._told, config, always=True)
+            # A replica that Serve keeps is still set to what it was set to directly.
+            if self._told is not None and not self._reconfigure(self._told, config, always=True):
+                raise DeploymentFailed("failed to reconfigure: not all replicas were reached")
             self._told = None
         self._up = config
         return self._replicas
@@ -158,31 +159,35 @@ class Deployer:
             fill_cards(config["deployments"], resources(self._facts, configuration))
         return config
 
-    def _reconfigure(self, before: dict[str, Any], config: dict[str, Any], *, always: bool = False) -> None:
-        """Calls `reconfigure` of all live replicas whose `user_config` changes, past Serve's controller."""
+    def _reconfigure(self, before: dict[str, Any], config: dict[str, Any], *, always: bool = False) -> bool:
+        """Calls `reconfigure` of all live replicas whose `user_config` changes, past Serve's controller.
+
+        Returns whether it reached them all.
+        """
         for old, new in zip(before["deployments"], config["deployments"], strict=True):
             if new.get("user_config") is None or (old.get("user_config") == new["user_config"] and not always):
                 continue
-            self._broadcast(new["name"], new["user_config"])
             self._told = self._told or before
+            if not self._broadcast(new["name"], new["user_config"]):
+                return False
+        return True
 
-    def _broadcast(self, deployment: str, user_config: dict[str, Any]) -> None:
+    def _broadcast(self, deployment: str, user_config: dict[str, Any]) -> bool:
         """Calls `reconfigure` of every replica of a deployment; handles hear of new replicas with a delay."""
         handle = serve.get_deployment_handle(deployment, self._name)
         expected = len(_running({"deployments": {deployment: self._details()["deployments"][deployment]}}))
         deadline = self._clock() + min(BROADCAST_S, self._startup_timeout_s)
-        problem: Exception | str = ""
         while self._clock() < deadline:
             try:
-                if len(handle.broadcast("reconfigure", user_config).results(timeout_s=BROADCAST_S)) == expected:
-                    return
-                problem = "not all replicas were reached"
+                reached = len(handle.broadcast("reconfigure", user_config).results(timeout_s=BROADCAST_S))
             except RayTaskError as error:
                 raise DeploymentFailed(f"failed to reconfigure: {_last_line(str(error))}", str(error)) from error
-            except Exception as error:  # noqa: BLE001  whatever a handle raises that still knows dead replicas
-                problem = error
+            except Exception:  # noqa: BLE001  whatever a handle raises that still knows dead replicas
+                reached = 0
+            if reached == expected:
+                return True
             time.sleep(POLL_S)
-        raise DeploymentFailed(f"failed to reconfigure: {_last_line(str(problem))}", str(problem))
+        return False
 
     def _apply(self, config: dict[str, Any], expected: int) -> list[Replica]:
         """Has Serve bring the application up as `config` says, in `expected` replicas."""
