@@ -57,11 +57,14 @@ class Draws:
         points: Which, k of them.
         values: The objective on the draws.
         works: Probability that each works, by draw, shape `(S, k)`.
+        peaks: Expected logarithm of its peak, shape `(k,)`: of two that cost the same by the whole copy, the one with
+            more to spare is the better one. Zeros where no peak is measured.
     """
 
     points: IntArray
     values: Values
     works: FloatArray
+    peaks: FloatArray
 
     @property
     def expected(self) -> FloatArray:
@@ -159,7 +162,7 @@ class MorphlingSampler:
             )
 
         best, *others = ranked
-        chances = {p: float((value[p] > value[best]).mean()) for p in others}
+        chances = {p: _chance(value[p], value[best]) for p in others}
         return replace(
             about(best),
             p_better=1.0 - max(chances.values()) if chances else None,
@@ -270,7 +273,10 @@ class MorphlingSampler:
         if not len(points):
             return None
         logs = belief.ensemble.joint_draws(points, self._normals[:, : len(points) * len(self._shift)])
-        return Draws(points, Values(logs, self._objective, self._columns(points)), belief.works(_DRAWS, points))
+        metrics = self._objective.metrics
+        peaks = logs[:, :, metrics.index("peak_rps")].mean(0) if "peak_rps" in metrics else np.zeros(len(points))
+        values = Values(logs, self._objective, self._columns(points))
+        return Draws(points, values, belief.works(_DRAWS, points), np.asarray(peaks, float))
 
     def _promising(self, belief: Belief, count: int) -> IntArray:
         """Free candidates that may turn out well when each is looked at alone, contenders, and what is measured now."""
@@ -295,9 +301,16 @@ class MorphlingSampler:
         draws = self._draws()
         if draws is None:
             return [], None
-        expected = dict(zip(map(int, draws.points), draws.expected))
+        # To nine digits: what is equal by the whole copy is not told apart by how it was added up.
+        expected = {int(p): float(f"{value:.9g}") for p, value in zip(draws.points, draws.expected)}
+        peaks = dict(zip(map(int, draws.points), draws.peaks))
         ranked = [p for p in contenders if expected.get(p, 0.0) > 0]
-        return sorted(ranked, key=lambda p: (-expected[p], p)), draws
+        return sorted(ranked, key=lambda p: (-expected[p], -peaks[p], p)), draws
+
+
+def _chance(one: FloatArray, other: FloatArray) -> float:
+    """Probability of being the better one, given draws of both; equal ones are better half of the time."""
+    return float((one > other).mean() + (one == other).mean() / 2)
 
 
 def _gain(lead: FloatArray) -> float:

@@ -11,12 +11,12 @@ from synthetic import OBJECTIVE, SPACE, Task, prior, wrong_prior
 
 from morphling_ray.measurement import Measurement
 from morphling_ray.meta.prior import Prior
-from morphling_ray.objective import ExpressionObjective
+from morphling_ray.objective import ExpressionObjective, Prices, ServingObjective
 from morphling_ray.search.acquisition import Values, quasi_normals
 from morphling_ray.search.history import History, log_moments
 from morphling_ray.search.morphling import MorphlingSampler
 from morphling_ray.search.surrogate import Surrogate
-from morphling_ray.space import Knob, SearchSpace
+from morphling_ray.space import Configuration, Knob, SearchSpace
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -244,3 +244,19 @@ def test_failures_are_kept_away_from() -> None:
     best = sampler.recommend()
     assert best is not None
     assert best.configuration == {"x": 5, "k": 4}
+
+
+def test_of_equal_cost_the_one_with_more_to_spare_is_recommended_as_a_tie() -> None:
+    """Fails if two that take the same whole copies count as sure to differ, or the order of the space decides."""
+    space = SearchSpace([Knob("cpu_cores", (1,)), Knob("wait_ms", (0, 10))])
+    objective = ServingObjective("cheapest", Prices(base=0.0, cpu_core=1.0, gpu={}), target_rps=150.0)
+    sampler = MorphlingSampler(space, objective, seed=0)
+    for wait_ms, peak in ((0, 90.0), (10, 110.0)):  # two copies of either
+        configuration: Configuration = {"cpu_cores": 1, "wait_ms": wait_ms}
+        for _ in range(3):
+            sampler.observe(configuration, Measurement(configuration=configuration, metrics={"peak_rps": peak}))
+    found = sampler.recommend()
+    assert found is not None
+    assert found.configuration["wait_ms"] == 10
+    assert found.p_better == pytest.approx(0.5)
+    assert [r.configuration["wait_ms"] for r in found.tied] == [0]
