@@ -35,6 +35,7 @@ from morphling_ray.wording import (
     one_line,
     outcome,
     quantity,
+    ranked,
     result_text,
 )
 
@@ -320,10 +321,3 @@ class _LaidOutOnce:
         for line in self._laid_out[1]:
             yield from line
             yield Segment.line()
-
-
-def ranked(trials: list[Trial]) -> list[Trial]:
-    """The newest measurement of each configuration, best first."""
-    newest = {configuration_text(t.configuration): t for t in trials if outcome(t) is not Outcome.REJECTED}
-    measured = [t for t in newest.values() if outcome(t) is Outcome.MEASURED]
-    return sorted(measured, key=lambda t: -(t.objective or 0.0))

@@ -10,7 +10,7 @@ from morphling_ray.measurement import Probe, Trial
 from morphling_ray.objective import Prices
 from morphling_ray.space import Configuration
 from morphling_ray.store import RunDirectory
-from morphling_ray.wording import Outcome, configuration_text, outcome
+from morphling_ray.wording import Outcome, configuration_text, outcome, ranked
 
 UNITS = {"rps": "RPS", "rps_per_dollar": "RPS per $/h", "cheapest": "$/h"}
 FINALISTS_SHOWN = 4
@@ -93,8 +93,7 @@ class Summary:
     @property
     def best(self) -> list[Trial]:
         """The newest measurement of each configuration: first the recommended one, then by the objective."""
-        newest = {configuration_text(t.configuration): t for t in self.measured}
-        return sorted(newest.values(), key=lambda t: (not self.is_recommended(t), -_raw(t)))
+        return sorted(ranked(self.trials), key=lambda t: not self.is_recommended(t))
 
     def value(self, trial: Trial) -> float | None:
         """The objective of a trial as a person reads it."""

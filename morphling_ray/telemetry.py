@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from morphling_ray.measurement import Probe, Trial
-from morphling_ray.progress import ranked
-from morphling_ray.wording import outcome
+from morphling_ray.wording import outcome, ranked
 
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 OF_RUN = ("run", "application")

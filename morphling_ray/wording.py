@@ -1,7 +1,7 @@
 """How numbers, configurations and outcomes read: the same in the progress display as in the report."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import Any
 
@@ -27,6 +27,13 @@ def outcome(trial: Trial) -> Outcome:
     if trial.objective is not None and trial.objective > 0:
         return Outcome.MEASURED
     return Outcome.REJECTED if trial.measurement.bounds else Outcome.OVER_LIMIT
+
+
+def ranked(trials: Iterable[Trial]) -> list[Trial]:
+    """The newest measurement of each configuration, best first."""
+    newest = {configuration_text(t.configuration): t for t in trials if outcome(t) is not Outcome.REJECTED}
+    measured = [t for t in newest.values() if outcome(t) is Outcome.MEASURED]
+    return sorted(measured, key=lambda t: -(t.objective or 0.0))
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -15,6 +15,7 @@ from morphling_ray.measurement import Measurement
 from morphling_ray.meta.prior import Prior
 from morphling_ray.objective import Objective
 from morphling_ray.search.morphling import MorphlingSampler
+from morphling_ray.search.sampler import take_in
 from morphling_ray.space import SearchSpace, Value
 
 FloatArray = npt.NDArray[np.float64]
@@ -100,10 +101,7 @@ def insight(
         if place < _TRACED and (draws := sampler.draw([measurement.configuration])) is not None:
             low, middle, high = np.percentile(draws[:, 0], (_LOW, _MIDDLE, _HIGH))
             expected.append(Expectation(number=number, low=float(low), middle=float(middle), high=float(high)))
-        sampler.observe(measurement.configuration, measurement)
-        for sibling in measurement.siblings:
-            settled = sibling.configuration == measurement.asked
-            (sampler.observe if settled else sampler.foresee)(sibling.configuration, sibling)
+        take_in(sampler, measurement)
     effects = _effects(space, sampler)
     plane = _plane(space, sampler, *(name for name, _ in effects[:2])) if len(effects) > 1 else None
     return Insight(expected=tuple(expected), effects=effects, plane=plane)
@@ -115,12 +113,15 @@ def _effects(space: SearchSpace, sampler: MorphlingSampler) -> tuple[tuple[str, 
     if not np.isfinite(median).any():
         return ()
     knobs = [knob for knob in space.knobs if len(knob.values) > 1]
-    likely: dict[int, None] = {}
-    for knob in knobs:
-        for value in knob.values:
-            having = [i for i, c in enumerate(configurations) if c[knob.name] == value]
-            likely |= dict.fromkeys(sorted(having, key=lambda i: -median[i])[:_LIKELY])
-    shown = [configurations[i] for i in list(likely)[: sampler.most_drawn]]
+    order = np.argsort(-median, kind="stable")
+    likely = [
+        [int(i) for i in order if configurations[i][knob.name] == value][:_LIKELY]
+        for knob in knobs
+        for value in knob.values
+    ]
+    # The best with each value first: what does not fit any more is a second guess.
+    drawn = dict.fromkeys(best[rank] for rank in range(_LIKELY) for best in likely if rank < len(best))
+    shown = [configurations[i] for i in list(drawn)[: sampler.most_drawn]]
     draws = sampler.draw(shown)
     if draws is None:
         return ()

@@ -34,6 +34,15 @@ class Recommendation:
     tied: "tuple[Recommendation, ...]" = ()
 
 
+def take_in(sampler: "Sampler", measurement: Measurement) -> None:
+    """Tells a sampler what a trial measured, and what that says of other configurations."""
+    sampler.observe(measurement.configuration, measurement)
+    for sibling in measurement.siblings:
+        # What was asked for is settled even where a better sibling was measured in its stead.
+        settled = sibling.configuration == measurement.asked
+        (sampler.observe if settled else sampler.foresee)(sibling.configuration, sibling)
+
+
 class Sampler(Protocol):
     """Proposes configurations, is told what they measured, and recommends one."""
 

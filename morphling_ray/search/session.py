@@ -19,7 +19,7 @@ from morphling_ray.errors import SpaceError
 from morphling_ray.measurement import Measurement
 from morphling_ray.objective import Objective
 from morphling_ray.search.history import pinned
-from morphling_ray.search.sampler import Sampler
+from morphling_ray.search.sampler import Sampler, take_in
 from morphling_ray.search.stopping import StoppingRule
 from morphling_ray.space import Configuration, SearchSpace
 
@@ -332,12 +332,8 @@ class SearchSession:
     def _record(self, number: int, stage: str, measurement: Measurement) -> float | None:
         self._told.append((number, stage, measurement))
         self._settled = False
-        self._sampler.observe(measurement.configuration, measurement)
+        take_in(self._sampler, measurement)
         self._decide(measurement)
-        for sibling in measurement.siblings:
-            # What was asked for is settled even where a better sibling was measured in its stead.
-            settled = sibling.configuration == measurement.asked
-            (self._sampler.observe if settled else self._sampler.foresee)(sibling.configuration, sibling)
         if self._stopping.probability is not None and stage == SEARCH:
             found = self._sampler.recommend()
             self._stopping.told(found.p_near_best if found is not None else None)

@@ -105,3 +105,12 @@ def test_pairs_that_the_space_rules_out_are_left_empty() -> None:
     alone = SearchSpace([Knob("a", (1, 2, 4))])
     told = [(n, Measurement(configuration=c, metrics={"rps": 1.0 + n})) for n, c in enumerate(alone.configurations)]
     assert insight(alone, objective, told, prior=None, seed=0).plane is None
+
+
+def test_no_value_is_left_out_for_second_guesses_at_others() -> None:
+    """Fails if a space of many values shows only those of its first knobs."""
+    space = SearchSpace([Knob("a", tuple(range(1, 201))), Knob("b", (1, 2))])
+    objective = ExpressionObjective("rps", "rps", [], metrics=("rps",))
+    told = [(n, Measurement(configuration=c, metrics={"rps": 1.0 + n})) for n, c in enumerate(space.configurations[:3])]
+    effects = dict(insight(space, objective, told, prior=None, seed=0).effects)
+    assert {name: len(values) for name, values in effects.items()} == {"a": 200, "b": 2}
