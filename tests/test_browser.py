@@ -16,7 +16,10 @@ from morphling_ray.measurement import Trial
 from morphling_ray.report import render
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here; `make browser` installs it")
+pytestmark = [
+    pytest.mark.timed,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here; `make browser` installs it"),
+]
 
 LARGEST_MIB = 3.0
 LOADED_S = 2.0

@@ -60,8 +60,10 @@ def run_blocks(page: Path, folder: Path, *, ray: bool) -> None:
             lines.append(f"exec(compile({chr(10) * block.line + code!r}, {pages.name(page)!r}, 'exec'))")
     (folder / "all_blocks.py").write_text("\n".join(lines))
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    # By a path without a space: a cluster that Ray starts by itself has no workers otherwise, see `quoted_python`.
+    (folder / "environment").symlink_to(sys.prefix)
     process = subprocess.Popen(
-        [sys.executable, "all_blocks.py"],
+        [folder / "environment" / "bin" / "python", "all_blocks.py"],
         cwd=folder,
         # A cluster that somebody left behind on this machine is not the reader's.
         env={**kept, "PYTHONPATH": str(ROOT), "HOME": str(folder), "RAY_ADDRESS": "local"},

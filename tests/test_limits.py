@@ -13,6 +13,7 @@ import pytest
 from morphling_ray.serving import quota
 from morphling_ray.serving.limits import cores_of, cpu_environment
 
+pytestmark = pytest.mark.timed
 TWO_CORES = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 
 

@@ -23,6 +23,8 @@ from morphling_ray.load.window import Record, allowed_late, judge, lone_tail_s, 
 from morphling_ray.measurement import Probe, Verdict
 from morphling_ray.objective import Slo
 
+pytestmark = pytest.mark.timed
+
 SLO = Slo(latency_s=0.05, percentile=99.0, max_error_rate=0.01)
 
 

@@ -12,6 +12,8 @@ from morphling_ray.load.driver import LoadDriver
 from morphling_ray.load.loadgen import RUNS, LoadGenDriver, LoadGenRun, around_the_bound, crossing, percentile_of
 from morphling_ray.objective import Slo
 
+pytestmark = pytest.mark.timed
+
 SUMMARY = """
 Result is : INVALID
 95.00 percentile latency (ns)   : 11000000
