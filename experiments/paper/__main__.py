@@ -8,6 +8,7 @@ figures to the folder of the results.
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     figures = arguments.figures or list(NEEDS)
     if unknown := [name for name in figures if name not in NEEDS]:
         parser.error(f"no figure {unknown[0]}; there is {', '.join(NEEDS)}")
+    began = time.monotonic()
     datasets, path = spaces(arguments.cache), arguments.out / "searches.jsonl"
     well = True
     for space, objectives in dict.fromkeys(NEEDS[name] for name in figures):
@@ -64,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in figures:
         print(f"\nFigure {name}" if name[0].isdigit() else f"\n{name.capitalize()}")
         print(FIGURES[name](lines, datasets[NEEDS[name][0]], arguments.out / f"figure-{name}.png"))
+    minutes = (time.monotonic() - began) / 60
+    print(f"\n{minutes:.0f} minutes, {arguments.processes} searches at once", file=sys.stderr)
     return 0 if well else 1
 
 
