@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import yaml
 
 from morphling_ray.errors import InputError
+from morphling_ray.load.client import is_http
 from morphling_ray.masking import hidden, is_secret
 from morphling_ray.objective import BUNDLED_PRICES, ServingObjective, Slo
 from morphling_ray.serving.config_file import split
@@ -361,6 +362,8 @@ def _is_path(name: str, value: str, folder: Path | None = None) -> bool:
 def read_request(path: Path) -> list[Any]:
     """The payloads in a request file: the one JSON value of a `.json` file, or those of all lines of a `.jsonl` file.
 
+    A list of HTTP requests is as many payloads: nobody sends one as the body of another.
+
     Raises:
         InputError: It cannot be read, holds nothing, or is not JSON.
     """
@@ -374,4 +377,6 @@ def read_request(path: Path) -> list[Any]:
         raise InputError(f"request file {path} is not JSON: {error}") from error
     if not payloads:
         raise InputError(f"request file {path} is empty")
+    if path.suffix != ".jsonl" and isinstance(payloads[0], list) and payloads[0] and all(map(is_http, payloads[0])):
+        return payloads[0]
     return payloads

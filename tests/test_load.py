@@ -2,10 +2,12 @@
 
 import asyncio
 import itertools
+import json
 import math
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from aiohttp import web
 from ray.serve.generated import serve_pb2
 
 from morphling_ray.errors import InputError
+from morphling_ray.experiment import read_request
 from morphling_ray.load.arrivals import poisson_arrivals, representative_arrivals, times_in_queue
 from morphling_ray.load.client import HttpClient, HttpError, is_grpc, is_http
 from morphling_ray.load.driver import LoadDriver, RequestSource
@@ -503,6 +506,23 @@ def test_request_sources(tmp_path: Any) -> None:
     assert list(itertools.islice(RequestSource(function="my_requests:each", folder=folder).payloads(), 3)) == [0, 1, 2]
     items = RequestSource(function="my_requests:items", folder=folder).payloads()
     assert list(itertools.islice(items, 3)) == ["a", "b", "a"]
+
+
+def test_what_a_request_file_holds(tmp_path: Path) -> None:
+    """Fails if a list of HTTP requests is sent as the body of one, or any other list is taken apart."""
+    request = {"method": "POST", "path": "/score", "json": {"x": 1}}
+
+    def read(name: str, text: str) -> list[Any]:
+        (tmp_path / name).write_text(text)
+        return read_request(tmp_path / name)
+
+    assert read("one.json", json.dumps(request)) == [request]
+    assert read("list.json", json.dumps([request, request])) == [request, request]
+    assert read("numbers.json", "[1, 2]") == [[1, 2]]
+    assert read("mixed.json", json.dumps([request, 1])) == [[request, 1]]
+    assert read("none.json", "[]") == [[]]
+    assert read("lines.jsonl", "[1, 2]\n\n3\n") == [[1, 2], 3]
+    assert read("lists.jsonl", json.dumps([request]) + "\n") == [[request]]
 
 
 def test_what_a_grpc_request_is() -> None:
