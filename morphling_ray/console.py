@@ -1,5 +1,6 @@
 """Keeps other people's output out of the user's terminal or notebook: Ray's, Serve's and Tune's goes to a file."""
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -42,8 +43,10 @@ def quiet(log: Path) -> Iterator[Console]:
             # does, then writes to the terminal again instead of to a closed file.
             if console.stdout is sys.stdout and sys.__stdout__ is not None:
                 stack.enter_context(redirect_stdout(sys.__stdout__))
+                stack.enter_context(_loggers_to(sys.__stdout__, console.stdout))
             if console.stderr is sys.stderr and sys.__stderr__ is not None:
                 stack.enter_context(redirect_stderr(sys.__stderr__))
+                stack.enter_context(_loggers_to(sys.__stderr__, console.stderr))
             yield console
             sys.stdout.flush()
             sys.stderr.flush()
@@ -56,6 +59,21 @@ def quiet(log: Path) -> Iterator[Console]:
         os.close(target)
         for copy in copies:
             copy.close()
+
+
+@contextmanager
+def _loggers_to(stream: TextIO, instead_of: TextIO) -> Iterator[None]:
+    """Has loggers write to a stream that hold another one since they were made, as Ray's do once it is imported."""
+    loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
+    handlers = [h for logger in loggers if isinstance(logger, logging.Logger) for h in logger.handlers]
+    moved = [h for h in handlers if isinstance(h, logging.StreamHandler) and h.stream is instead_of]
+    for handler in moved:
+        handler.setStream(stream)
+    try:
+        yield
+    finally:
+        for handler in moved:
+            handler.setStream(instead_of)
 
 
 def _is_elsewhere(stream: TextIO, fd: int) -> bool:

@@ -35,8 +35,10 @@ _COLUMNS = (  # of the table of trials, after its knobs and metrics
 )
 _STYLE = (
     ".morphling-ray h1{font-size:1.25em;margin:.4em 0}.morphling-ray p{margin:.3em 0}.morphling-ray .sub{opacity:.7}"
-    ".morphling-ray .tiles{display:flex;flex-wrap:wrap;gap:.4em 2em;margin:.8em 0}.morphling-ray .tiles dt{opacity:.7}"
-    ".morphling-ray .tiles dd{margin:0}.morphling-ray .tiles b{font-size:1.2em;margin-right:.5em}"
+    ".morphling-ray .tiles{display:flex;flex-wrap:wrap;gap:.4em 2em;margin:.8em 0}"
+    # Jupyter floats the terms of every list
+    ".morphling-ray .tiles dt,.morphling-ray .tiles dd{float:none;width:auto;margin:0;font-weight:normal}"
+    ".morphling-ray .tiles dt{opacity:.7}.morphling-ray .tiles b{font-size:1.2em;margin-right:.5em}"
     ".morphling-ray .tiles span{opacity:.7}.morphling-ray td,.morphling-ray th{text-align:right;padding:.15em .8em}"
     ".morphling-ray .recommended{font-weight:bold}"
 )

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -190,14 +191,20 @@ def test_a_notebook_sees_progress_and_nothing_else(tmp_path: Path, monkeypatch: 
     out, err = io.StringIO(), io.StringIO()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
+    logger = logging.getLogger("rays")  # made before, as that of Ray is where a cell has imported it
+    logger.addHandler(logging.StreamHandler(err))
     with quiet(tmp_path / "log") as console:
         print("from a worker")
+        logger.warning("from Tune")
         print("from a worker, too", file=sys.stderr)
         print("progress", file=console.stderr)
         print("result", file=console.stdout)
     assert sys.stdout is out
     assert sys.stderr is err
     assert (out.getvalue(), err.getvalue()) == ("result\n", "progress\n")
+    logger.warning("of the next cell")
+    logger.handlers.clear()
+    assert err.getvalue() == "progress\nof the next cell\n"
 
 
 SCRIPT = """
