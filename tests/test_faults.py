@@ -91,7 +91,7 @@ def test_serves_controller_is_restarted(tmp_path: Path) -> None:
 def test_killed_again_and_again(tmp_path: Path) -> None:
     """Fails if a real search that is killed at any moment loses a finished trial, doubles one, or does not go on."""
     arguments, kept, rng = prepared(tmp_path), list[Any](), random.Random(0)
-    more = EXPERIMENT.replace("max_trials: 4", f"max_trials: {KILLS + 4}").replace("[1, 2, 8]", "[1, 2, 4, 8, 16]")
+    more = EXPERIMENT.replace("max_trials: 4", f"max_trials: {KILLS + 3}").replace("[1, 2, 8]", "[1, 2, 4, 8, 16]")
     (tmp_path / "experiment.yaml").write_text(more.replace("[32, 64]", "[32, 48, 64]"))
     for _ in range(KILLS):
         before = cli.ray_processes()
