@@ -79,6 +79,7 @@ class History:
         self._outcomes: dict[int, list[bool]] = {}
         self._values: dict[int, list[tuple[int, float, float]]] = {}  # point: (metric, log value, variance)
         self._measured: dict[int, list[dict[str, float]]] = {}  # point: pinned-down metrics of each measurement
+        self._objectives: dict[int, float] = {}  # of them, as far as they were asked for
 
     def _key(self, configuration: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(configuration[name] for name in self._names)
@@ -116,6 +117,7 @@ class History:
             self._values.setdefault(point, []).extend(values)
         if len(known) == len(self.objective.metrics):
             self._measured.setdefault(point, []).append(known)
+            self._objectives.pop(point, None)
 
     def foresee(self, configuration: Configuration, measurement: Measurement) -> None:
         """Takes in what another measurement tells of a configuration: it stays free, unless it is told to fail."""
@@ -186,9 +188,11 @@ class History:
 
     def measured_objective(self, point: int) -> float:
         """Objective of a contender, from the geometric mean of its measurements."""
-        each = self._measured[point]
-        metrics = {m: float(np.exp(np.mean([np.log(e[m]) for e in each]))) for m in self.objective.metrics}
-        return float(np.asarray(self.objective(self.points[point], metrics)))
+        if point not in self._objectives:
+            each = self._measured[point]
+            metrics = {m: float(np.exp(np.mean([np.log(e[m]) for e in each]))) for m in self.objective.metrics}
+            self._objectives[point] = float(np.asarray(self.objective(self.points[point], metrics)))
+        return self._objectives[point]
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """Knob values of all points, as objectives take them."""
