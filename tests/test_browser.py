@@ -16,10 +16,7 @@ from morphling_ray.measurement import Trial
 from morphling_ray.report import render
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.timed,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here; `make browser` installs it"),
-]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here; `make browser` installs it")
 
 LARGEST_MIB = 3.0
 LOADED_S = 2.0
@@ -69,6 +66,7 @@ def page(browser: Browser, tmp_path: Path, request: pytest.FixtureRequest) -> It
 
 
 @pytest.mark.parametrize("page", [100], indirect=True)
+@pytest.mark.timed
 def test_a_hundred_trials_are_small_and_there_at_once(page: Page, tmp_path: Path) -> None:
     """Fails if a report of a usual search is too large to be sent, or makes its reader wait."""
     assert (tmp_path / "run" / "report.html").stat().st_size < LARGEST_MIB * 2**20

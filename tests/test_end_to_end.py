@@ -28,6 +28,7 @@ def post(port: int, path: str, payload: Any) -> Any:
         return None
 
 
+@pytest.mark.timed
 def test_the_demo_is_tuned_and_its_serve_config_serves(tmp_path: Path) -> None:
     """The main job without arguments but for a few trials; then `serve run` brings up what it recommends.
 
@@ -158,6 +159,7 @@ def test_a_grpc_application(tmp_path: Path) -> None:
     assert config["grpc_options"]["grpc_servicer_functions"] == [servicer.replace(":", ".")]
 
 
+@pytest.mark.timed
 def test_a_closed_loop_and_loadgen(tmp_path: Path) -> None:
     """A server of 9 ms a request under two other kinds of load. Fails if either is far from what can be computed.
 
@@ -203,6 +205,7 @@ def test_nothing_feasible_ends_with_status_3_and_the_reason(tmp_path: Path, app:
     assert "Traceback" not in finished.stderr
 
 
+@pytest.mark.timed
 def test_ctrl_c_ends_within_seconds_and_keeps_what_was_measured(tmp_path: Path) -> None:
     """Fails if finished trials are lost, the best is not printed, it takes more than 5 s, or processes are left."""
     before = cli.ray_processes()

@@ -25,6 +25,7 @@ def test_every_example_has_a_command() -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.timed
 def test_an_example_is_tuned(tmp_path: Path, name: str) -> None:
     """Fails if an application as people have it needs more than its one command."""
     for path in EXAMPLES.iterdir():

@@ -19,8 +19,6 @@ from experiments import gpu_check, gpu_surfaces
 from experiments.zoo.catalogue import MODELS as CATALOGUE
 from morphling_ray.surface import load_surfaces
 
-pytestmark = pytest.mark.timed
-
 
 def test_the_programs_of_the_check_can_be_read() -> None:
     """Fails if one of them is no Python: nobody would see it before there is a card."""

@@ -107,6 +107,7 @@ def measured(text: dict[str, str]) -> Measurement:
 
 
 @pytest.mark.parametrize("nodes", [[T4]], indirect=True, ids=["1"])
+@pytest.mark.timed
 def test_every_slot_is_full_and_nothing_waits_for_ever(nodes: tuple[Any, list[Any]]) -> None:
     """Fails if trials starve each other, go where their type is not, or do not run at once, on one to four nodes."""
     import ray
@@ -156,6 +157,7 @@ def test_a_lost_node_costs_its_trial_only(nodes: tuple[Any, list[Any]]) -> None:
 
 
 @pytest.mark.parametrize("nodes", [[T4, V100]], indirect=True, ids=["2"])
+@pytest.mark.timed
 def test_a_type_of_gpu_that_disappears(nodes: tuple[Any, list[Any]]) -> None:
     """Fails if a search waits for it again and again, if other types suffer, or if it is not taken when it is back."""
     import ray
@@ -196,6 +198,7 @@ def test_what_does_not_end_or_has_no_node_has_a_reason(nodes: tuple[Any, list[An
 
 
 @pytest.mark.parametrize("nodes", [[T4, V100]], indirect=True, ids=["2"])
+@pytest.mark.timed
 def test_one_at_a_time_changes_what_is_served(nodes: tuple[Any, list[Any]]) -> None:
     """Fails if two lanes change Serve's one config together, or if one that is gone blocks the others."""
     import ray
@@ -215,6 +218,7 @@ def test_one_at_a_time_changes_what_is_served(nodes: tuple[Any, list[Any]]) -> N
 
 @pytest.mark.parametrize("nodes", [[{"CPU": 6.0}]], indirect=True, ids=["1"])
 @pytest.mark.parametrize(("loss", "at_once"), [(0.02, 2), (0.3, 1)])
+@pytest.mark.timed
 def test_two_trials_share_a_node_if_they_do_not_slow_each_other_down(
     nodes: tuple[Any, list[Any]], loss: float, at_once: int
 ) -> None:
@@ -236,6 +240,7 @@ def test_two_trials_share_a_node_if_they_do_not_slow_each_other_down(
 
 
 @pytest.mark.parametrize("nodes", [[{"CPU": 6.0}]], indirect=True, ids=["1"])
+@pytest.mark.timed
 def test_who_needs_the_whole_node_gets_it_in_turn(nodes: tuple[Any, list[Any]]) -> None:
     """Fails if a large trial or a finalist shares the node, waits while later ones go on, or finds its room taken."""
     import ray
@@ -346,6 +351,7 @@ def test_a_search_on_two_nodes(nodes: tuple[Any, list[Any]], tmp_path: Path) -> 
     quoted_python() is not None, reason="a cluster of Ray's own starts no worker by a path with a space in it"
 )
 @pytest.mark.parametrize("nodes", [[{"CPU": 4.0}]], indirect=True, ids=["1"])
+@pytest.mark.timed
 def test_a_search_whose_trials_may_share_a_node(nodes: tuple[Any, list[Any]], tmp_path: Path) -> None:
     """Fails if it is not measured whether they disturb each other, or if they share the node although they do.
 

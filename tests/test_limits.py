@@ -13,7 +13,6 @@ import pytest
 from morphling_ray.serving import quota
 from morphling_ray.serving.limits import cores_of, cpu_environment
 
-pytestmark = pytest.mark.timed
 TWO_CORES = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 
 
@@ -50,6 +49,7 @@ HOLD = """
 
 
 @TWO_CORES
+@pytest.mark.timed
 def test_one_core_means_one_core() -> None:
     """Fails when `apply` does not pin: two busy children then use two cores."""
     busy = """
@@ -73,6 +73,7 @@ def test_one_core_means_one_core() -> None:
     assert float(out) < 1.15, err
 
 
+@pytest.mark.timed
 def test_half_a_core_means_half_a_core() -> None:
     """Fails when the limit is off: a busy process then has all of the core."""
     if not quota.limit(os.getpid(), len(os.sched_getaffinity(0))):

@@ -26,8 +26,6 @@ from morphling_ray.load.window import Record, allowed_late, judge, lone_tail_s, 
 from morphling_ray.measurement import Probe, Verdict
 from morphling_ray.objective import Slo
 
-pytestmark = pytest.mark.timed
-
 SLO = Slo(latency_s=0.05, percentile=99.0, max_error_rate=0.01)
 
 
@@ -226,6 +224,7 @@ async def offer(server: OneAtATime, *, rate_rps: float, window_s: float, seed: i
     return judge(record, kind="open", rate_rps=rate_rps, window_s=window_s, slo=SLO)
 
 
+@pytest.mark.timed
 async def test_capacity_of_a_known_server() -> None:
     """Fails if filling the pipeline counts, or if the closed loop is not closed."""
     record = await driver(OneAtATime(0.005)).saturate(in_flight=4, window_s=0.8, slo=SLO)
@@ -233,6 +232,7 @@ async def test_capacity_of_a_known_server() -> None:
     assert np.median(record.latency_s) == pytest.approx(4 * 0.005, rel=0.3)  # Little's law
 
 
+@pytest.mark.timed
 async def test_capacity_of_a_server_slower_than_the_window() -> None:
     """Fails if a closed loop ends before anything was answered: the capacity is then said to be 0."""
     record = await driver(OneAtATime(0.3)).saturate(in_flight=2, window_s=0.1, slo=SLO)
@@ -240,6 +240,7 @@ async def test_capacity_of_a_server_slower_than_the_window() -> None:
     assert len(record.latency_s) >= 4
 
 
+@pytest.mark.timed
 async def test_a_rate_that_the_server_can_take_is_met() -> None:
     """Fails if latency is not measured, or if the rate is not offered."""
     probe = await offer(OneAtATime(0.002), rate_rps=150.0, window_s=1.0, seed=3)
@@ -248,6 +249,7 @@ async def test_a_rate_that_the_server_can_take_is_met() -> None:
     assert 0.002 <= probe.p50_s < 0.02
 
 
+@pytest.mark.timed
 async def test_an_overload_ends_early_and_what_is_in_flight_is_given_up() -> None:
     """Fails if the driver waits for a backlog, or if latency counts from sending instead of the schedule."""
     server = OneAtATime(0.02)
@@ -258,6 +260,7 @@ async def test_an_overload_ends_early_and_what_is_in_flight_is_given_up() -> Non
     assert server.given_up > 0
 
 
+@pytest.mark.timed
 async def test_a_driver_that_cannot_keep_up_is_invalid_not_missed() -> None:
     """Fails if the driver's own delay is blamed on the server."""
 
@@ -270,6 +273,7 @@ async def test_a_driver_that_cannot_keep_up_is_invalid_not_missed() -> None:
     assert probe.verdict is Verdict.INVALID
 
 
+@pytest.mark.timed
 async def test_errors_are_misses_and_the_first_one_is_kept() -> None:
     """Fails if a failed request is ignored."""
     probe = await offer(OneAtATime(0.001, fail_after=20), rate_rps=200.0, window_s=1.0, seed=1)
@@ -278,6 +282,7 @@ async def test_errors_are_misses_and_the_first_one_is_kept() -> None:
     assert probe.reason == "RuntimeError: broken"
 
 
+@pytest.mark.timed
 async def test_no_request_is_counted_twice() -> None:
     """Fails if one that was answered late counts as overdue as well: the window would end on half the misses."""
     load = driver(OneAtATime(0.0))
@@ -345,6 +350,7 @@ async def offer_streams(server: Streams, *, rate_rps: float = 100.0, window_s: f
     return judge(record, kind="open", rate_rps=rate_rps, window_s=window_s, slo=STREAMED)
 
 
+@pytest.mark.timed
 async def test_streams_are_timed_token_by_token() -> None:
     """Fails if the whole answer is taken for the first token, or the first one for all of them."""
     probe = await offer_streams(Streams(0.02, 0.01))
@@ -357,6 +363,7 @@ async def test_streams_are_timed_token_by_token() -> None:
     assert [(await offer_streams(s)).verdict for s in (slow_to_begin, slow_to_go_on)] == [Verdict.MISSED] * 2
 
 
+@pytest.mark.timed
 async def test_streams_before_a_window_fill_the_server_and_do_not_count() -> None:
     """Fails if a window begins with an empty server, or what came before is judged."""
     server = Streams(0.001, 0.001, tokens=6, slow_before=1)  # which is what makes it known that they take long
@@ -366,6 +373,7 @@ async def test_streams_before_a_window_fill_the_server_and_do_not_count() -> Non
     assert server.asked > probe.requests + 50  # a second at 100 RPS came before
 
 
+@pytest.mark.timed
 async def test_a_stream_that_never_begins_is_late_and_given_up() -> None:
     """Fails if the window waits for it, or leaves it out."""
     server, start = Streams(30.0, 0.0), time.perf_counter()
@@ -375,12 +383,14 @@ async def test_a_stream_that_never_begins_is_late_and_given_up() -> None:
     assert server.given_up == server.asked > 0
 
 
+@pytest.mark.timed
 async def test_an_empty_stream_is_an_error() -> None:
     """Fails if an application that answers nothing is quick."""
     probe = await offer_streams(Streams(0.0, 0.0, tokens=0), warm=False)
     assert (probe.verdict, probe.reason) == (Verdict.MISSED, "ValueError: the answer is an empty stream")
 
 
+@pytest.mark.timed
 async def test_streams_in_a_closed_loop_and_one_by_one() -> None:
     """Fails if the capacity is that of the first tokens, or a lone request's latency that of the last one."""
     load = LoadDriver(lambda: Streams(0.02, 0.01, tokens=4), itertools.repeat(None), streaming=True)
@@ -390,6 +400,7 @@ async def test_streams_in_a_closed_loop_and_one_by_one() -> None:
     assert record.achieved_rps == pytest.approx(100.0, rel=0.25)
 
 
+@pytest.mark.timed
 async def test_lines_of_a_stream_over_http_are_tokens() -> None:
     """Fails if tokens that travel together are one, an error is taken for tokens, or no piece comes before the end."""
 
@@ -430,6 +441,7 @@ def test_what_an_slo_of_streams_says() -> None:
         replace(SLO, tpot_s=0.02)
 
 
+@pytest.mark.timed
 async def test_a_settled_verdict_ends_a_window() -> None:
     """Fails if windows always last as long as they may, or if a rate that a server can take is called missed."""
     start = time.perf_counter()
@@ -449,6 +461,7 @@ class LateAtFirst(OneAtATime):
         return payload
 
 
+@pytest.mark.timed
 async def test_a_window_grows_while_its_verdict_is_not_settled() -> None:
     """Fails if it ends unsettled although it may grow, grows when it is settled, or never ends."""
 
@@ -485,6 +498,7 @@ def test_error_rates_of_the_sequential_test() -> None:
     assert all(v is Verdict.MISSED for v in awful)
 
 
+@pytest.mark.timed
 async def test_asking_once_tells_what_went_wrong() -> None:
     """Fails if errors or time-outs of the first request are swallowed."""
     assert await driver(OneAtATime(0.001)).ask(1.0) == ("", {"x": 1})

@@ -16,6 +16,7 @@ from morphling_ray.serving.twin import NO_STRAYS, Rule, ServiceTimes, predicted_
 
 pytestmark = [
     pytest.mark.serve,
+    pytest.mark.timed,
     pytest.mark.timeout(180),
     # Ray starts its processes by fork and exec, here beside the threads that JAX has left from other tests.
     pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning"),

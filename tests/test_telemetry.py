@@ -84,6 +84,7 @@ def of(found: Iterable[Sample], name: str) -> list[tuple[dict[str, str], float]]
 
 @pytest.mark.serve
 @pytest.mark.timeout(200)
+@pytest.mark.timed
 def test_a_real_search_is_seen_as_it_goes_on(tmp_path: Path) -> None:
     """A local search without any flag. Fails if a metric is missing, wrong, of another trial, or outlives its trial.
 
