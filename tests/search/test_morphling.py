@@ -173,6 +173,7 @@ def test_finalists_leave_out_what_is_clearly_worse() -> None:
         assert SPACE[30] in sampler.finalists(2)
 
 
+@pytest.mark.timed
 def test_a_suggestion_is_quick() -> None:
     """Fails if something per candidate is computed in Python: 72 candidates and 12 trials, far below a second each."""
     task, sampler = Task(26), MorphlingSampler(SPACE, OBJECTIVE, seed=0, learned=prior())
