@@ -49,6 +49,8 @@ class Attempt:
     details: dict[str, Any] = field(default_factory=dict)
     probes: list[Probe] = field(default_factory=list)
     seed: int = 0
+    late_alone: str = ""
+    """How many requests without company were late, where they show that the SLO is missed at any rate."""
 
     def measurement(self, **found: Any) -> Measurement:
         """What was found, with all that was collected."""

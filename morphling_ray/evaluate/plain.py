@@ -11,6 +11,7 @@ from morphling_ray.evaluate.attempt import Attempt
 from morphling_ray.evaluate.batching import BatchingTwin
 from morphling_ray.evaluate.stand import Stand
 from morphling_ray.load.peak import MedianBound, PeakSearch, closed_peak, find_peak, pooled_peak
+from morphling_ray.load.sequential import late_alone
 from morphling_ray.load.window import lone_tail_s
 from morphling_ray.measurement import Measurement, Probe
 from morphling_ray.objective import Slo
@@ -25,6 +26,9 @@ LEAST_REQUESTS, LONGEST_WINDOW_S = 20, 30.0  # of a slow server, a window lasts 
 SEARCH_WINDOW_S = (1.0, 1.5)  # three of them, the capacity and lone requests take 6 s together
 CONFIRM_WINDOW_S = (2.5, 4.0)
 WINDOWS = 3  # that a peak is read off
+# Share of the capacity below which no rate is tried: the usual one; of a server so slow that a window of low rate holds
+# next to nothing; and where requests are late even without company.
+LOWEST, LOWEST_SLOW, LOWEST_LATE_ALONE = 1 / 32, 1 / 4, 1 / 2
 GROWS = 2  # times as long as usual: a window whose verdict counts, as long as that is not settled
 SETTLE_AFTER_S = 0.3  # from then on a settled verdict ends a window of the search
 FIRST_RATIO = 0.75  # peak over capacity, before any was measured
@@ -113,9 +117,16 @@ class PlainProbes:
             return self._in_closed_loop(attempt, capacity_rps)
         usual = statistics.median(self._ratios) * capacity_rps
         start_rps = self.expected(attempt.configuration, capacity_rps) if attempt.confirm else usual
+        self._stand.settle()
         alone = self._crew.alone(ALONE)
+        least_rps = LEAST_REQUESTS / LONGEST_WINDOW_S
+        lowest = min(max(LOWEST, least_rps / capacity_rps), LOWEST_SLOW)
         search = None
-        if alone:
+        if late_alone(alone, self._slo):
+            # At low rates requests have no company either; at high ones they may fill a batch that waits for them.
+            lowest = LOWEST_LATE_ALONE
+            attempt.late_alone = f"{sum(s > self._slo.latency_s for s in alone)} of {len(alone)}"
+        elif alone:
             search = pooled_peak(
                 lambda rate, whole: self.probe(attempt, rate, whole=whole),
                 capacity_rps=capacity_rps,
@@ -125,6 +136,7 @@ class PlainProbes:
                 needed_rps=attempt.needed_rps,
                 windows=WINDOWS,
                 median=self.median(statistics.median(alone)),
+                least_rps=least_rps,
             )
         if search is None:
             search = find_peak(
@@ -134,6 +146,7 @@ class PlainProbes:
                 step=CONFIRM_STEP if attempt.confirm else SEARCH_STEP,
                 rel_tol=CONFIRM_TOL if attempt.confirm else SEARCH_TOL,
                 needed_rps=attempt.needed_rps,
+                floor_ratio=lowest,
             )
         if search.driver_limited:
             attempt.notes.append("the load driver, not the server, limited the highest rate that was tried")
@@ -204,6 +217,7 @@ class PlainProbes:
             reason = of_requests(errors, largest_batch(attempt.configuration, 1))
             return attempt.measurement(infeasible_because=reason, **told)
         reason = f"SLO missed at any rate: not {self._slo} at {lowest_rps:.3g} RPS"
+        reason += f", and {attempt.late_alone} requests without company were late" if attempt.late_alone else ""
         reason += f"; requests failed: {errors}" if errors else ""
         return attempt.measurement(infeasible_because=reason, **told)
 

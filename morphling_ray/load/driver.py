@@ -21,7 +21,7 @@ import numpy as np
 
 from morphling_ray.load.arrivals import poisson_arrivals, representative_arrivals
 from morphling_ray.load.client import Client, connect
-from morphling_ray.load.sequential import Sequential
+from morphling_ray.load.sequential import Sequential, late_alone
 from morphling_ray.load.tally import Tally, describe
 from morphling_ray.load.window import Record, allowed_late
 from morphling_ray.measurement import Verdict
@@ -31,7 +31,9 @@ DRAIN_S = 2.0  # how long requests that were given up may take to go away
 LEAD_S = 0.005  # from the last preparation to the first instant of a window
 CHECK_S = 0.01  # how often it is checked whether a window is settled
 _APART = 1_000_033  # between the seeds of the parts of a window that grows
-ALONE_S, ALONE_AT_LEAST = 0.6, 5  # how long, or how many, requests are sent one by one
+# How long, or how many, requests are sent one by one; and how long where some are late, unless it is clear before that
+# all rates miss the SLO.
+ALONE_S, ALONE_AT_LEAST, IN_DOUBT_S = 0.6, 5, 15.0
 # A window is as long as that many streams at least, and so is what goes before it and what is waited for after it.
 STREAMS, LEARNING, LONGEST_STREAM_S = 2.0, 0.2, 60.0
 SLOPE, LONGEST_LOOP_S = 4, 30.0  # so many ends of requests have a slope; a closed loop waits for them up to that long
@@ -90,27 +92,31 @@ class LoadDriver:
 
         Args:
             count: How many, at most.
-            slo: What a latency is, where answers are streamed.
+            slo: What a latency is, where answers are streamed; and which are late, since then more are sent.
             within_s: None is sent later than this, but for the first few.
         """
         latency_s: list[float] = []
         began = time.perf_counter()
         for sent_before in range(count):
-            if sent_before >= ALONE_AT_LEAST and time.perf_counter() > began + within_s:
+            late = any(s > slo.latency_s for s in latency_s)
+            passed_s = time.perf_counter() - began
+            if sent_before >= ALONE_AT_LEAST and passed_s > (IN_DOUBT_S if late else within_s):
+                break
+            if late and late_alone(latency_s, slo):
                 break
             if (found := await self._one(slo)) is not None:
                 latency_s.append(found)
         return latency_s
 
     async def _one(self, slo: Slo) -> float | None:
-        """The latency of one request; None where it fails."""
+        """The latency of one request, or how long it was waited for in vain; None where it fails."""
         window = Tally(time.perf_counter(), slo)
         row = window.begin(window.start)
         try:
             patience_s = LONGEST_STREAM_S if self._streaming else max(DRAIN_S, 2 * slo.latency_s)
             await asyncio.wait_for(self._send(window, row, next(self._payloads)), patience_s)
         except asyncio.TimeoutError:
-            return None
+            return None if self._streaming else patience_s  # of a stream it is not known what would have been late
         return None if window.errors else window.latency_s[row]
 
     async def saturate(self, *, in_flight: int, window_s: float, slo: Slo) -> Record:

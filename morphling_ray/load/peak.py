@@ -94,6 +94,7 @@ def pooled_peak(
     needed_rps: float | None = None,
     windows: int = 3,
     median: MedianBound | None = None,
+    least_rps: float = 0.0,
 ) -> PeakSearch | None:
     """The peak as a few windows around it foretell it together.
 
@@ -107,6 +108,7 @@ def pooled_peak(
         needed_rps: The peak that would be of interest: tried first, and the search ends where it is out of reach.
         windows: How many.
         median: See `read_off`.
+        least_rps: Below this a window has too few requests to be read.
 
     Returns:
         None where the windows cannot be read: failed requests, too few of them, or nothing that resembles a queue.
@@ -119,7 +121,7 @@ def pooled_peak(
     logs: list[float] = []
     rate = start_rps if needed_rps is None else needed_rps
     for _ in range(windows):
-        rate = min(max(rate, LOWEST_SHARE * capacity_rps), HIGHEST_SHARE * capacity_rps)
+        rate = min(max(rate, LOWEST_SHARE * capacity_rps, least_rps), HIGHEST_SHARE * capacity_rps)
         whole = needed_rps is None or bool(probes)
         result = probe(rate, whole)
         probes.append(result)
@@ -190,10 +192,10 @@ def find_peak(
         needed_rps: The peak that would be of interest.
         rel_tol: Ends when the lowest miss is at most this much above the highest pass.
         max_probes: Ends after this many probes.
-        floor_ratio: Gives up (peak 0) when this share of the capacity still misses.
+        floor_ratio: The lowest rate that is tried, as a share of the capacity; gives up (peak 0) when it misses.
     """
     probes: list[Probe] = []
-    low, high = 0.0, capacity_rps * (1 + CAPACITY_ERROR)
+    low, high, floor = 0.0, capacity_rps * (1 + CAPACITY_ERROR), capacity_rps * floor_ratio
     missed = driver_limited = False
 
     def found(*, rejected: bool = False) -> PeakSearch:
@@ -217,10 +219,10 @@ def find_peak(
             missed, high = True, min(high, rate)
             if needed_rps is not None and high <= needed_rps:
                 return found(rejected=True)
-        if high <= low * (1 + rel_tol) or high < capacity_rps * floor_ratio:
+        if high <= low * (1 + rel_tol) or high <= floor:
             break
         if low == 0.0:
-            rate, step = high / (1 + step), 2 * step
+            rate, step = max(high / (1 + step), floor), 2 * step
         elif missed or low * (1 + step) >= high:
             rate = (low * high) ** 0.5
         else:
