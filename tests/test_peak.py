@@ -150,12 +150,16 @@ def test_the_peak_is_read_off_windows_beside_it(start: float) -> None:
 
 
 def test_no_window_is_as_slow_as_to_be_all_but_empty() -> None:
-    """Fails if a window at a fifth of the capacity is tried where it is too short to be read."""
+    """Fails if a window is too short to be read, or if what can only be far below is looked for with long windows."""
     probe, asked = queue(0.01)
-    found = pooled_peak(probe, capacity_rps=100.0, alone_s=ALONE_S, slo_s=0.06, start_rps=20.0, least_rps=52.5)
+    found = pooled_peak(probe, capacity_rps=100.0, alone_s=ALONE_S, slo_s=0.06, start_rps=20.0, least_rps=40.0)
     assert found is not None
-    assert asked == [52.5] * 3  # the peak is at 23 RPS
+    assert asked == [40.0] * 3  # the peak is at 23 RPS
     assert found.peak_rps == pytest.approx(23.25, rel=0.05)
+    probe, asked = queue(0.01)
+    found = pooled_peak(probe, capacity_rps=100.0, alone_s=ALONE_S, slo_s=0.06, start_rps=75.0, least_rps=60.0)
+    assert found is not None
+    assert (found.peak_rps, found.upper_rps, asked) == (0.0, 60.0, [75.0, 60.0])
 
 
 def test_a_bound_of_the_median_counts_as_well() -> None:

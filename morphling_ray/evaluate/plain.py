@@ -23,12 +23,14 @@ SATURATE_S = 0.8
 ALONE = 16  # requests without company, which tell what is left of the SLO for waiting
 PROBE_REQUESTS = 300  # a window is long enough for that many, within the bounds below
 LEAST_REQUESTS, LONGEST_WINDOW_S = 20, 30.0  # of a slow server, a window lasts until it has so many, within that
+LEAST_RPS = LEAST_REQUESTS / LONGEST_WINDOW_S
 SEARCH_WINDOW_S = (1.0, 1.5)  # three of them, the capacity and lone requests take 6 s together
 CONFIRM_WINDOW_S = (2.5, 4.0)
 WINDOWS = 3  # that a peak is read off
 # Share of the capacity below which no rate is tried: the usual one; of a server so slow that a window of low rate holds
 # next to nothing; and where requests are late even without company.
 LOWEST, LOWEST_SLOW, LOWEST_LATE_ALONE = 1 / 32, 1 / 4, 1 / 2
+STRAY = 3.0  # times the median: so long a request is not like the others
 GROWS = 2  # times as long as usual: a window whose verdict counts, as long as that is not settled
 SETTLE_AFTER_S = 0.3  # from then on a settled verdict ends a window of the search
 FIRST_RATIO = 0.75  # peak over capacity, before any was measured
@@ -98,10 +100,14 @@ class PlainProbes:
 
         While it warms up, a slow server answers too few requests to tell what room there is: those in flight then make
         small batches, which serve little, which leaves room for small batches. So there it is tried whether twice as
-        many keep the SLO and are served better.
+        many keep the SLO and are served better. And where one of few took much longer than the others (the first batch
+        of its size, for many a library) there is a second look.
         """
-        capacity = self._crew.saturate(in_flight=in_flight, window_s=SATURATE_S)
-        attempt.probes.append(capacity)
+        for _ in range(2):
+            capacity = self._crew.saturate(in_flight=in_flight, window_s=SATURATE_S)
+            attempt.probes.append(capacity)
+            if capacity.requests >= LEAST_REQUESTS or capacity.p99_s <= STRAY * capacity.p50_s:
+                break
         while capacity.requests < LEAST_REQUESTS + in_flight and in_flight < most and not self.failing(capacity):
             in_flight = min(most, 2 * in_flight)
             larger = self._crew.saturate(in_flight=in_flight, window_s=SATURATE_S)
@@ -119,8 +125,7 @@ class PlainProbes:
         start_rps = self.expected(attempt.configuration, capacity_rps) if attempt.confirm else usual
         self._stand.settle()
         alone = self._crew.alone(ALONE)
-        least_rps = LEAST_REQUESTS / LONGEST_WINDOW_S
-        lowest = min(max(LOWEST, least_rps / capacity_rps), LOWEST_SLOW)
+        lowest = min(max(LOWEST, LEAST_RPS / capacity_rps), LOWEST_SLOW)
         search = None
         if late_alone(alone, self._slo):
             # At low rates requests have no company either; at high ones they may fill a batch that waits for them.
@@ -136,7 +141,7 @@ class PlainProbes:
                 needed_rps=attempt.needed_rps,
                 windows=WINDOWS,
                 median=self.median(statistics.median(alone)),
-                least_rps=least_rps,
+                least_rps=LEAST_RPS,
             )
         if search is None:
             search = find_peak(
@@ -217,7 +222,10 @@ class PlainProbes:
             reason = of_requests(errors, largest_batch(attempt.configuration, 1))
             return attempt.measurement(infeasible_because=reason, **told)
         reason = f"SLO missed at any rate: not {self._slo} at {lowest_rps:.3g} RPS"
-        reason += f", and {attempt.late_alone} requests without company were late" if attempt.late_alone else ""
+        if attempt.late_alone:
+            reason += f", and {attempt.late_alone} requests without company were late"
+        elif lowest_rps <= LEAST_RPS:
+            reason += f", and a lower rate has too few requests in {LONGEST_WINDOW_S:.0f} s to tell"
         reason += f"; requests failed: {errors}" if errors else ""
         return attempt.measurement(infeasible_because=reason, **told)
 

@@ -18,6 +18,7 @@ FloatArray = npt.NDArray[np.float64]
 CAPACITY_ERROR = 0.08  # a capacity from a window of one second is off by that much at times
 LEAST_EXCESS = 1e-3  # of the SLO's latency, above that of lone requests
 LOWEST_SHARE, HIGHEST_SHARE = 0.2, 0.97  # of the capacity: between these a window tells where the peak is
+OUT_OF_SIGHT = 0.5  # of the lowest rate that can be read: a peak that is foretold below is not looked for
 ONE_WINDOW_SD = 0.1
 MOST_PROBES = 10
 _NEAR, _ROUNDS = 0.1, 4  # a window whose rate was off by that share counts half; rounds until the mean stands
@@ -108,7 +109,8 @@ def pooled_peak(
         needed_rps: The peak that would be of interest: tried first, and the search ends where it is out of reach.
         windows: How many.
         median: See `read_off`.
-        least_rps: Below this a window has too few requests to be read.
+        least_rps: Below this a window has too few requests to be read. Where a peak far below is foretold, a miss there
+            ends the search, with a peak of 0.
 
     Returns:
         None where the windows cannot be read: failed requests, too few of them, or nothing that resembles a queue.
@@ -131,6 +133,13 @@ def pooled_peak(
         found = read_off(result, capacity_rps=capacity_rps, alone_s=alone_s, slo_s=slo_s, median=median)
         if result.verdict is Verdict.INVALID or result.errors or not result.tail_s or not found:
             return None
+        if found < least_rps * OUT_OF_SIGHT:
+            probes.append(probe(least_rps, False))
+            if probes[-1].verdict is not Verdict.MISSED:
+                return None
+            return PeakSearch(
+                peak_rps=0.0, upper_rps=least_rps, rejected=False, driver_limited=False, probes=tuple(probes)
+            )
         rates.append(math.log(result.rate_rps))
         logs.append(math.log(found))
         pooled, sd = _pooled(np.array(rates), np.array(logs))
