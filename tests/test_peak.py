@@ -123,9 +123,9 @@ def test_the_result_is_a_record() -> None:
 ALONE_S = 0.01 * math.log(100)  # 99 % of requests without company take less, at 10 ms of exponential service
 
 
-def queue(service_s: float, *, stray: float = 0.0) -> tuple[Callable[[float, bool], Probe], list[float]]:
+def queue(service_s: float, *, stray: float = 0.0, slo_s: float = 0.1) -> tuple[Callable[[float, bool], Probe], list[float]]:
     """Probes of an M/M/1 queue: at rate r the time in it is exponential with mean 1 / (1 / service_s - r)."""
-    plain, asked = server(lambda rate: Verdict.MET if tail(rate) <= 0.1 else Verdict.MISSED)
+    plain, asked = server(lambda rate: Verdict.MET if tail(rate) <= slo_s else Verdict.MISSED)
     signs = iter([1, -1] * 50)
 
     def tail(rate: float) -> float:
@@ -151,15 +151,30 @@ def test_the_peak_is_read_off_windows_beside_it(start: float) -> None:
 
 def test_no_window_is_as_slow_as_to_be_all_but_empty() -> None:
     """Fails if a window is too short to be read, or if what can only be far below is looked for with long windows."""
-    probe, asked = queue(0.01)
+    probe, asked = queue(0.01, slo_s=0.06)
     found = pooled_peak(probe, capacity_rps=100.0, alone_s=ALONE_S, slo_s=0.06, start_rps=20.0, least_rps=40.0)
     assert found is not None
     assert asked == [40.0] * 3  # the peak is at 23 RPS
     assert found.peak_rps == pytest.approx(23.25, rel=0.05)
-    probe, asked = queue(0.01)
+    probe, asked = queue(0.01, slo_s=0.06)
     found = pooled_peak(probe, capacity_rps=100.0, alone_s=ALONE_S, slo_s=0.06, start_rps=75.0, least_rps=60.0)
     assert found is not None
     assert (found.peak_rps, found.upper_rps, asked) == (0.0, 60.0, [75.0, 60.0])
+
+
+def test_a_rate_that_was_met_is_not_far_above_the_peak() -> None:
+    """Fails if one window that a pause has spoilt outweighs another one that held at a higher rate."""
+    strays = iter([1.0, 60.0, 30.0])  # latencies over those of a queue
+
+    def probe(rate_rps: float, whole: bool) -> Probe:
+        stray = next(strays)
+        plain, _ = server(lambda rate: Verdict.MET if stray == 1.0 else Verdict.MISSED)
+        return replace(plain(rate_rps), tail_s=stray * math.log(100) / (100 - rate_rps))
+
+    found = pooled_peak(probe, capacity_rps=100.0, alone_s=ALONE_S, slo_s=0.1, start_rps=50.0)
+    assert found is not None
+    assert [p.verdict for p in found.probes] == [Verdict.MET, Verdict.MISSED, Verdict.MISSED]
+    assert found.peak_rps == pytest.approx(0.85 * 50.0)
 
 
 def test_a_bound_of_the_median_counts_as_well() -> None:

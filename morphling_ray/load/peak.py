@@ -19,6 +19,7 @@ CAPACITY_ERROR = 0.08  # a capacity from a window of one second is off by that m
 LEAST_EXCESS = 1e-3  # of the SLO's latency, above that of lone requests
 LOWEST_SHARE, HIGHEST_SHARE = 0.2, 0.97  # of the capacity: between these a window tells where the peak is
 OUT_OF_SIGHT = 0.5  # of the lowest rate that can be read: a peak that is foretold below is not looked for
+MET_SHARE = 0.85  # of a rate that a window has met: the peak is at least that
 ONE_WINDOW_SD = 0.1
 MOST_PROBES = 10
 _NEAR, _ROUNDS = 0.1, 4  # a window whose rate was off by that share counts half; rounds until the mean stands
@@ -150,6 +151,8 @@ def pooled_peak(
             )
     if any(p.verdict is Verdict.MISSED and p.rate_rps < rate * math.exp(-3 * sd) for p in probes):
         return None  # it misses where it should be quick
+    # One window that a pause has spoilt may foretell next to nothing; what another one has met is not far above the peak.
+    rate = max(rate, MET_SHARE * max((p.rate_rps for p in probes if p.verdict is Verdict.MET), default=0.0))
     return PeakSearch(
         peak_rps=rate,
         upper_rps=rate * math.exp(sd),
