@@ -259,8 +259,8 @@ def write_surfaces(folder: Path, *, about: str | None = None, source: str | None
             about=about
             or (
                 f"Peak open-loop Poisson rate with p99 <= {slo}, and closed-loop capacity, of "
-                f"Ray Serve applications on {first['cpus']} cores ({first['cpu']}), Ray {first['ray']}, torch "
-                f"{first['torch']}; recorded {dates[0]} to {dates[-1]}. Where all cores are the replica's, the load "
+                f"Ray Serve applications on {_all(every, 'cpus')} cores ({_all(every, 'cpu')}), "
+                f"Ray {_all(every, 'ray')}, torch {_all(every, 'torch')}; recorded {dates[0]} to {dates[-1]}. Where all cores are the replica's, the load "
                 f"driver shares them.{_spread(tasks)}"
             ),
             source=source or "python -m morphling_ray.record " + " ".join(first["command"]),
@@ -276,6 +276,11 @@ def write_surfaces(folder: Path, *, about: str | None = None, source: str | None
             surfaces=surfaces,
         ),
     )
+
+
+def _all(lines: Sequence[dict[str, Any]], key: str) -> str:
+    """What the lines say of where they were recorded, each once: a set may come from several machines."""
+    return " or ".join(sorted({str(line[key]) for line in lines}))
 
 
 def levels(cells: Sequence[Sequence[dict[str, Any]]], metric: str) -> npt.NDArray[np.float64]:

@@ -81,13 +81,16 @@ def test_a_sample_and_who_is_measured_again_are_drawn_once() -> None:
     assert [c for c, _ in rounds_of(space, None, 1, 0, seed=0)] == space
 
 
-def test_tasks_with_bounds_of_their_own_are_told(tmp_path: Path) -> None:
-    for task, slo in (("a", 50.0), ("b", 1000.0)):
+def test_tasks_with_bounds_and_machines_of_their_own_are_told(tmp_path: Path) -> None:
+    """Fails if the first task speaks for all of them."""
+    for task, slo, cpu in (("a", 50.0, "one make"), ("b", 1000.0, "another")):
         raw = tmp_path / "raw" / f"{task}.jsonl"
         raw.parent.mkdir(exist_ok=True)
-        measure_missing(raw, [(GRID[0], 0)], Server().measure, lambda *_: None, {**META, "slo_p99_ms": slo})
+        measure_missing(raw, [(GRID[0], 0)], Server().measure, lambda *_: None, {**META, "slo_p99_ms": slo, "cpu": cpu})
     write_surfaces(tmp_path)
-    assert "p99 <= 50 to 1000 ms" in load_surfaces(tmp_path).about
+    about = load_surfaces(tmp_path).about
+    assert "p99 <= 50 to 1000 ms" in about
+    assert "(another or one make)" in about
 
 
 def test_a_slow_round_does_not_make_its_configurations_look_slow() -> None:
