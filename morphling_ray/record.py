@@ -260,8 +260,8 @@ def write_surfaces(folder: Path, *, about: str | None = None, source: str | None
             or (
                 f"Peak open-loop Poisson rate with p99 <= {slo}, and closed-loop capacity, of "
                 f"Ray Serve applications on {_all(every, 'cpus')} cores ({_all(every, 'cpu')}), "
-                f"Ray {_all(every, 'ray')}, torch {_all(every, 'torch')}; recorded {dates[0]} to {dates[-1]}. Where all cores are the replica's, the load "
-                f"driver shares them.{_spread(tasks)}"
+                f"Ray {_all(every, 'ray')}, torch {_all(every, 'torch')}; recorded {dates[0]} to {dates[-1]}. "
+                f"Where all cores are the replica's, the load driver shares them.{_spread(tasks)}"
             ),
             source=source or "python -m morphling_ray.record " + " ".join(first["command"]),
             licence="Apache-2.0",

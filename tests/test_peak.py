@@ -123,7 +123,9 @@ def test_the_result_is_a_record() -> None:
 ALONE_S = 0.01 * math.log(100)  # 99 % of requests without company take less, at 10 ms of exponential service
 
 
-def queue(service_s: float, *, stray: float = 0.0, slo_s: float = 0.1) -> tuple[Callable[[float, bool], Probe], list[float]]:
+def queue(
+    service_s: float, *, stray: float = 0.0, slo_s: float = 0.1
+) -> tuple[Callable[[float, bool], Probe], list[float]]:
     """Probes of an M/M/1 queue: at rate r the time in it is exponential with mean 1 / (1 / service_s - r)."""
     plain, asked = server(lambda rate: Verdict.MET if tail(rate) <= slo_s else Verdict.MISSED)
     signs = iter([1, -1] * 50)

@@ -86,7 +86,8 @@ def test_tasks_with_bounds_and_machines_of_their_own_are_told(tmp_path: Path) ->
     for task, slo, cpu in (("a", 50.0, "one make"), ("b", 1000.0, "another")):
         raw = tmp_path / "raw" / f"{task}.jsonl"
         raw.parent.mkdir(exist_ok=True)
-        measure_missing(raw, [(GRID[0], 0)], Server().measure, lambda *_: None, {**META, "slo_p99_ms": slo, "cpu": cpu})
+        measure_missing(raw, [(GRID[0], 0)], Server().measure, lambda *_: None, {**META, "slo_p99_ms": slo})
+        raw.write_text(json.dumps({**read_raw(raw)[0], "cpu": cpu}) + "\n")
     write_surfaces(tmp_path)
     about = load_surfaces(tmp_path).about
     assert "p99 <= 50 to 1000 ms" in about

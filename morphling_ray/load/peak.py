@@ -151,7 +151,7 @@ def pooled_peak(
             )
     if any(p.verdict is Verdict.MISSED and p.rate_rps < rate * math.exp(-3 * sd) for p in probes):
         return None  # it misses where it should be quick
-    # One window that a pause has spoilt may foretell next to nothing; what another one has met is not far above the peak.
+    # A window that a pause has spoilt may foretell next to nothing; what another one has met is not far above the peak.
     rate = max(rate, MET_SHARE * max((p.rate_rps for p in probes if p.verdict is Verdict.MET), default=0.0))
     return PeakSearch(
         peak_rps=rate,
