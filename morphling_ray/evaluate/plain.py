@@ -121,12 +121,22 @@ class PlainProbes:
         """Read off a few windows, or by their verdicts where these cannot be read."""
         if self.closed_loop:
             return self._in_closed_loop(attempt, capacity_rps)
+        search = self._in_open_loop(attempt, capacity_rps)
+        if attempt.late_alone and not (search.peak_rps or search.rejected):
+            # A machine that stands still for a few seconds looks just like that.
+            search = self._in_open_loop(attempt, capacity_rps)
+        if search.driver_limited:
+            attempt.notes.append("the load driver, not the server, limited the highest rate that was tried")
+        return search
+
+    def _in_open_loop(self, attempt: Attempt, capacity_rps: float) -> PeakSearch:
+        """The highest rate that meets the SLO."""
         usual = statistics.median(self._ratios) * capacity_rps
         start_rps = self.expected(attempt.configuration, capacity_rps) if attempt.confirm else usual
         self._stand.settle()
         alone = self._crew.alone(ALONE)
         lowest = min(max(LOWEST, LEAST_RPS / capacity_rps), LOWEST_SLOW)
-        search = None
+        search, attempt.late_alone = None, ""
         if late_alone(alone, self._slo):
             # At low rates requests have no company either; at high ones they may fill a batch that waits for them.
             lowest = LOWEST_LATE_ALONE
@@ -153,8 +163,6 @@ class PlainProbes:
                 needed_rps=attempt.needed_rps,
                 floor_ratio=lowest,
             )
-        if search.driver_limited:
-            attempt.notes.append("the load driver, not the server, limited the highest rate that was tried")
         return search
 
     def median(self, alone_s: float) -> MedianBound | None:

@@ -231,7 +231,7 @@ def find_peak(
             missed, high = True, min(high, rate)
             if needed_rps is not None and high <= needed_rps:
                 return found(rejected=True)
-        if high <= low * (1 + rel_tol) or high <= floor:
+        if high <= max(low, floor) * (1 + rel_tol):
             break
         if low == 0.0:
             rate, step = max(high / (1 + step), floor), 2 * step

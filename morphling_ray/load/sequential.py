@@ -34,8 +34,8 @@ class Sequential:
 
     def __init__(self, slo: Slo, burst: float = BURST) -> None:
         allowed = 1.0 - slo.percentile / 100.0
-        self._missed = _weights(*(allowed * factor for factor in _MISSED), burst)
-        self._met = _weights(*(allowed * factor for factor in _MET), burst)
+        self._missed = _weights(allowed, _MISSED, burst)
+        self._met = _weights(allowed, _MET, burst)
 
     def settled(self, known: int, late: int) -> Verdict | None:
         """The verdict, once it is settled.
@@ -57,9 +57,9 @@ def late_alone(latency_s: Sequence[float], slo: Slo) -> bool:
     return Sequential(slo, BURST_ALONE).settled(len(latency_s), late) is Verdict.MISSED
 
 
-def _weights(low: float, high: float, burst: float) -> tuple[float, float]:
+def _weights(allowed: float, factors: tuple[float, float], burst: float) -> tuple[float, float]:
     """What a late request and one in time add to the logarithm of the likelihood ratio of two shares."""
-    high = min(high, 0.9)
+    low, high = allowed * factors[0], min(allowed * factors[1], 0.9)
     return math.log(high / low) / burst, math.log((1 - high) / (1 - low)) / burst
 
 
