@@ -43,7 +43,7 @@ SLO_MS = {
     "convnext_tiny": 500,
     "t5_small": 200,
     "distilbert": 500,
-    "efficientnet_b4": 1000,
+    "efficientnet_b4": 2000,
     "small_bert_medium": 500,
     "nnlm_128": 50,
     "electra_base": 1000,
