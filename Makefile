@@ -36,8 +36,8 @@ surfaces: $(VENV)/installed  ## Record the surfaces that come with the project a
 paper: $(VENV)/installed-dev  ## The Morphling paper's figures, ours beside theirs; ARGS="6b --searchers maml,random" for a part
 	@$(BIN)/python -m experiments.paper $(ARGS)
 
-prior: $(VENV)/installed  ## Train the bundled prior again, on the recorded surfaces of the zoo
-	@$(BIN)/python -m morphling_ray.train --surfaces experiments/surfaces/zoo --out morphling_ray/data/prior.npz
+prior: $(VENV)/installed  ## Train the bundled prior again, on the surfaces recorded on CPUs and on a GPU
+	@OMP_NUM_THREADS=1 $(BIN)/python -m morphling_ray.train --surfaces experiments/surfaces/zoo --surfaces experiments/surfaces/h100 --out morphling_ray/data/prior.npz
 
 docs: $(VENV)/installed-dev  ## Write those parts of docs/ again that follow from the code
 	@$(BIN)/python -m docs.generate

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -132,3 +133,25 @@ def test_a_folder_that_does_not_exist(folder: Path, tmp_path: Path, capsys: pyte
     """Fails if the mistake is only found after minutes of training."""
     assert main(["--surfaces", str(folder), "--out", str(tmp_path / "none" / "prior.npz")]) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_the_bundled_prior_is_what_the_makefile_makes_of_the_committed_surfaces(tmp_path: Path) -> None:
+    """Fails if surfaces or the method changed and nobody trained again; other processors differ in the last digits."""
+    command = re.search(r"morphling_ray\.train (.*) --out (\S+)", Path("Makefile").read_text())
+    assert command is not None
+    assert main([*command[1].split(), "--out", str(tmp_path / "again.npz")]) == 0
+    again, bundled = Prior.load(tmp_path / "again.npz"), Prior.load(Path(command[2]))
+    assert {"cpu_cores", "max_batch_size", "gpu_memory", "gpu_share"} <= {code.name for code in bundled.encoding.codes}
+    assert again.tasks == bundled.tasks
+    assert not any("demo" in name for name in bundled.tasks)
+    assert again.about == bundled.about
+    for name in ("centres", "taught", "smooth_lengths", "correlation", "outcomes", "offset_sd"):
+        assert getattr(again, name) == pytest.approx(getattr(bundled, name), abs=1e-3), name
+    for task in bundled.earlier[::5]:
+        one, other = (prior.surfaces(task.configurations, prior.metrics) for prior in (again, bundled))
+        assert one == pytest.approx(other, abs=1e-4), task.task
+    assert again.bottlenecks is not None
+    assert bundled.bottlenecks is not None
+    for name, values in vars(again.bottlenecks).items():
+        assert values == pytest.approx(getattr(bundled.bottlenecks, name), abs=1e-3), name
+    assert Path(command[2]).stat().st_size < 2e6
