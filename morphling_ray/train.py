@@ -2,8 +2,8 @@
 
     python -m morphling_ray.train --surfaces DIR --from runs --out prior.npz
 
-The file goes to `--prior` of morphling_ray.tune. Equal data, in the same order, give the same file byte for byte.
-Nothing in it is executed when it is read.
+The file goes to `--prior` of morphling_ray.tune. Equal data, in the same order, give the same file byte for byte,
+on the same make of CPU. Nothing in it is executed when it is read.
 """
 
 import argparse

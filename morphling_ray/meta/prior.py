@@ -9,7 +9,7 @@ bottlenecks  it needs other amounts of what earlier tasks needed too (bottleneck
 own      a level, a small smooth Matern-5/2 residual and a white part, each correlated between metrics
 
 The surfaces are functions of encoded knobs (basis.py), so the prior is defined at values and in spaces that it was not
-learned on; what it has never seen gets a smooth effect of its own.
+learned on; what it has never seen gets a trend and a smooth effect of its own.
 """
 
 import io
@@ -30,7 +30,7 @@ from morphling_ray.meta.basis import basis
 from morphling_ray.meta.bottlenecks import ENOUGH, Bottlenecks, Hats
 from morphling_ray.meta.encoding import Encoding
 from morphling_ray.meta.ensemble import Hypothesis, Mixtures
-from morphling_ray.meta.gaussian import Covariance, matern52, squared_distances
+from morphling_ray.meta.gaussian import Covariance, cholesky, matern52, squared_distances
 from morphling_ray.meta.tasks import TrainingTask, matching_rows, pack, unpack
 from morphling_ray.space import Configuration, Knob
 
@@ -38,7 +38,7 @@ FloatArray = npt.NDArray[np.float64]
 
 FORMAT = "morphling_ray prior 4"
 UNSEEN_LENGTH = 0.5  # length scale of an unseen knob, in ranges of the space
-UNSEEN_SD = 0.5  # how far a knob that the prior never saw may move a log-metric
+UNSEEN_SLOPE, UNSEEN_SD = 1.0, 1.0  # trend of a log-metric over the range of an unseen knob, and what strays from it
 UNSEEN_METRIC = (10.0, 0.7, 0.03)  # level, residual and white part of a metric that the prior never saw
 RESIDUAL_SD = 0.14  # of the residual, in logs
 RESIDUAL_LENGTH = 0.6  # length scale of the residual, in ranges of a knob
@@ -207,15 +207,16 @@ class Prior:
         near = self.encoding.encode(configurations) / RESIDUAL_LENGTH
         fresh = Encoding.of_space(knobs).encode(configurations) / UNSEEN_LENGTH
         offset, residual, white = UNSEEN_METRIC
+        extra, correlation = self.encoding.unseen(knobs).encode(configurations), _correlation(self.correlation, known)
         return Covariance(
-            features=np.zeros((len(metrics), len(near), 0)),
+            features=_trends(extra, correlation, np.where(seen, UNSEEN_SLOPE, 0.0)),
             inputs=[near if m is not None else fresh for m in known],
-            extra=self.encoding.unseen(knobs).encode(configurations) / UNSEEN_LENGTH,
+            extra=extra / UNSEEN_LENGTH,
             offset_sd=np.where(seen, self.offset_sd, offset),
             residual_sd=np.where(seen, RESIDUAL_SD, residual),
             extra_sd=np.where(seen, UNSEEN_SD, 0.0),
             white_sd=np.where(seen, WHITE_SD, white),
-            correlation=_correlation(self.correlation, known),
+            correlation=correlation,
         )
 
     def feasible(self, configurations: Sequence[Configuration]) -> FloatArray:
@@ -325,7 +326,7 @@ def resembling(surfaces: FloatArray, own: Covariance, gaps: FloatArray | None = 
     tasks = len(surfaces)
     average = np.full((1, tasks), 1.0 / tasks)
     deviations = (surfaces - surfaces.mean(0)) / np.sqrt(tasks) * float(tasks >= _ENOUGH)
-    alike = replace(own, features=np.ascontiguousarray(deviations.transpose(2, 1, 0)))
+    alike = replace(own, features=np.concatenate([deviations.transpose(2, 1, 0), own.features], axis=2))
     mixtures = np.vstack([np.eye(tasks), pairs(tasks, MIXTURES)])
     likely = None if gaps is None else _likely(mixtures, gaps)
     straying = [(f"mixture x{f:g}", p, replace(own, residual_sd=f * own.residual_sd)) for f, p in _STRAYS]
@@ -341,6 +342,19 @@ def resembling(surfaces: FloatArray, own: Covariance, gaps: FloatArray | None = 
 def _likely(mixtures: FloatArray, gaps: FloatArray) -> FloatArray | None:
     """Log of how likely each mixture of earlier tasks is by its descriptors, shape `(J,)`; None where none is known."""
     return -0.5 * ((mixtures @ gaps / _ALIKE_SD) ** 2).sum(1) if gaps.size else None
+
+
+def _trends(extra: FloatArray, correlation: FloatArray, slope_sd: FloatArray) -> FloatArray:
+    """Features of a linear trend along each column of what the prior never saw, shape `(M, n, M e)`.
+
+    Args:
+        extra: Encoded candidates, shape `(n, e)`.
+        correlation: Between the metrics' trends, shape `(M, M)`.
+        slope_sd: Of a metric's trend over the range, shape `(M,)`.
+    """
+    factor = slope_sd[:, None] * cholesky(correlation)
+    centred = extra - extra.mean(0)
+    return np.asarray(np.einsum("mk,ne->mnke", factor, centred)).reshape(len(slope_sd), len(extra), -1)
 
 
 def _correlation(learned: FloatArray, known: Sequence[int | None]) -> FloatArray:

@@ -205,6 +205,20 @@ def test_what_is_new_is_learned_from_the_task_itself() -> None:
     assert by[1] - by[0] == pytest.approx(np.log(4), abs=0.5)
 
 
+def test_what_is_new_goes_on_as_it_began() -> None:
+    """Fails if an unseen knob has no trend: measured at its lower values, it is taken for average at the others."""
+    knobs = (*KNOBS, Knob("threads", (1, 2, 4, 8, 16, 32)))
+    space = SearchSpace(knobs)
+    hypotheses = prior().hypotheses(space.configurations, knobs, ["rps"])
+    before = posterior(hypotheses).mean(0)[:, 0]
+    threads = np.array([float(c["threads"]) for c in space.configurations])
+    kind = [(c["batch"], c["build"]) == (8, "fast") for c in space.configurations]
+    rows = [i for i, here in enumerate(kind) if here and threads[i] <= 4]
+    mean = posterior(hypotheses, seen(rows, before + np.log(threads), sd=0.03)).mean(0)[:, 0] - before
+    low, high = (np.mean([mean[i] for i, here in enumerate(kind) if here and threads[i] == t]) for t in (4, 32))
+    assert high - low > 0.2 * np.log(32 / 4)
+
+
 def test_few_tasks_do_not_make_a_confident_prior() -> None:
     """Fails if one task counts as the truth about all."""
     one = fit_prior([Task(0).training()], seed=0)
