@@ -1,6 +1,6 @@
 """Records the surfaces that come with the project: `python -m experiments.record_surfaces [--only NAME ...]`.
 
-The zoo's go to experiments/surfaces/zoo (which the bundled prior is trained on), the demo's to experiments/surfaces/demo
+The zoo's go to experiments/surfaces/zoo (of the bundled prior), the demo's to experiments/surfaces/demo
 (every configuration in two rounds, the best in four more: the truth that a search of the demo is judged by; no prior
 sees it). Takes some hours on 2 cores, and wants a quiet machine; an interrupted recording goes on where it stopped.
 """
