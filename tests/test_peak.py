@@ -162,6 +162,9 @@ def test_no_window_is_as_slow_as_to_be_all_but_empty() -> None:
     found = pooled_peak(probe, capacity_rps=100.0, alone_s=ALONE_S, slo_s=0.06, start_rps=75.0, least_rps=60.0)
     assert found is not None
     assert (found.peak_rps, found.upper_rps, asked) == (0.0, 60.0, [75.0, 60.0])
+    probe, asked = queue(0.01, slo_s=0.0461)  # a peak of 0.1 RPS, but quick: no window is long
+    pooled_peak(probe, capacity_rps=100.0, alone_s=ALONE_S, slo_s=0.0461, start_rps=75.0, least_rps=0.7)
+    assert asked == [75.0, 20.0, 20.0]
 
 
 def test_a_rate_that_was_met_is_not_far_above_the_peak() -> None:

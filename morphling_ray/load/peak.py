@@ -123,8 +123,9 @@ def pooled_peak(
     rates: list[float] = []
     logs: list[float] = []
     rate = start_rps if needed_rps is None else needed_rps
+    lowest = max(LOWEST_SHARE * capacity_rps, least_rps)
     for _ in range(windows):
-        rate = min(max(rate, LOWEST_SHARE * capacity_rps, least_rps), HIGHEST_SHARE * capacity_rps)
+        rate = min(max(rate, lowest), HIGHEST_SHARE * capacity_rps)
         whole = needed_rps is None or bool(probes)
         result = probe(rate, whole)
         probes.append(result)
@@ -134,7 +135,7 @@ def pooled_peak(
         found = read_off(result, capacity_rps=capacity_rps, alone_s=alone_s, slo_s=slo_s, median=median)
         if result.verdict is Verdict.INVALID or result.errors or not result.tail_s or not found:
             return None
-        if found < least_rps * OUT_OF_SIGHT:
+        if lowest == least_rps and found < OUT_OF_SIGHT * lowest:
             probes.append(probe(least_rps, False))
             if probes[-1].verdict is not Verdict.MISSED:
                 return None
