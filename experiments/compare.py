@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     prior = parser.add_argument_group("another prior, to see how robust a searcher is")
     prior.add_argument("--train-on", default="", metavar="A,B,C", help="learn from these tasks, search all others")
     prior.add_argument("--learn-from", type=Path, metavar="DIR", help="learn from other surfaces only")
+    prior.add_argument("--learn-also", type=Path, metavar="DIR", help="learn from other surfaces too, as they are")
     prior.add_argument("--shuffle-prior", action="store_true", help="exchange configurations, alike in all tasks")
     prior.add_argument("--train-tasks", type=int, metavar="N", help="learn from N tasks, drawn anew for each seed")
     prior.add_argument("--train-cells", type=int, metavar="N", help="learn from N rows of each task, drawn")
@@ -184,6 +185,7 @@ def _settings(arguments: argparse.Namespace) -> "Settings":
         train_on=tuple(_names(arguments.train_on)),
         until_best=arguments.until_best,
         learn_from=None if arguments.learn_from is None else Dataset.open(arguments.learn_from),
+        learn_also=None if arguments.learn_also is None else Dataset.open(arguments.learn_also),
         shuffle_prior=arguments.shuffle_prior,
         train_tasks=arguments.train_tasks,
         train_cells=arguments.train_cells,

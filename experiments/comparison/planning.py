@@ -84,7 +84,7 @@ def plan(
         cut = folds(surfaces, settings.hold_out)
         if settings.train_on:
             cut = {task: [task] for task in matching}  # what is learned is the same for all
-        elif len(cut) == 1 and settings.learn_from is None:
+        elif len(cut) == 1 and settings.learn_from is None and settings.learn_also is None:
             notes.append(f"{dataset.name} has one {settings.hold_out} only: nothing is left to learn from")
         for objective in objectives:
             if objective not in surfaces.objectives:

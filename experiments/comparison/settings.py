@@ -22,6 +22,7 @@ class Settings:
         free_knobs: Knobs whose every value is observed with each sample (one deployment tells about all of them).
         train_on: Tasks that are learned from, and not searched; all others are searched. Then nothing else is held out.
         learn_from: Another data set to learn from, instead of the tasks outside the fold.
+        learn_also: Another data set to learn from as it is, beside those tasks; but for what is of the fold's name.
         shuffle_prior: Whether each training task's rows are permuted over its configurations: a useless prior.
         train_tasks: How many training tasks are drawn; None for all.
         train_cells: How many rows of each training task are drawn; None for all.
@@ -41,6 +42,7 @@ class Settings:
     free_knobs: tuple[str, ...] = ()
     train_on: tuple[str, ...] = ()
     learn_from: Dataset | None = None
+    learn_also: Dataset | None = None
     shuffle_prior: bool = False
     train_tasks: int | None = None
     train_cells: int | None = None
@@ -67,7 +69,7 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """What must be equal for runs to stand in one file; without paths."""
-        source = self.learn_from
+        source, also = self.learn_from, self.learn_also
         return {
             "budget": self.budget,
             "noise": self.noise,
@@ -78,6 +80,7 @@ class Settings:
             **({"maml": asdict(self.maml)} if self.maml is not None else {}),
             **({"train_cells": self.train_cells} if self.train_cells is not None else {}),
             "learn_from": None if source is None else {"name": source.name, "data": source.data},
+            **({} if also is None else {"learn_also": {"name": also.name, "data": also.data}}),
             "shuffle_prior": self.shuffle_prior,
             "train_tasks": self.train_tasks,
             "drop_values": {knob: list(texts) for knob, texts in self.drop_values},
@@ -94,6 +97,8 @@ class Settings:
         if learns:
             if self.learn_from is not None:
                 parts.append(f"prior from {self.learn_from.name}")
+            if self.learn_also is not None:
+                parts.append(f"and from {self.learn_also.name}" if parts else f"prior from {self.learn_also.name} too")
             if self.train_tasks is not None:
                 parts.append(f"{self.train_tasks} training tasks")
             if self.train_cells is not None:
@@ -119,8 +124,9 @@ class Settings:
                 raise InputError(f"--free-knobs leaves no knob of {dataset.name} to search")
             if unknown := [name for name in self.train_on if name not in dataset.surfaces.surfaces]:
                 raise InputError(f"--train-on {unknown[0]}: {dataset.name} has no such task")
-            if self.learn_from is not None and dataset.name == self.learn_from.name:
-                raise InputError(f"--learn-from {dataset.name}: it is searched too, so nothing would be held out")
+            for option, other in (("--learn-from", self.learn_from), ("--learn-also", self.learn_also)):
+                if other is not None and dataset.name == other.name:
+                    raise InputError(f"{option} {dataset.name}: it is searched too, so nothing would be held out")
         for dataset in datasets if self.learn_from is None else [self.learn_from]:
             surfaces = dataset.surfaces
             _need_knobs(surfaces, "--drop-knob", () if self.drop_knob is None else (self.drop_knob,))

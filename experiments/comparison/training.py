@@ -25,12 +25,32 @@ def training_names(settings: Settings, dataset: Dataset, fold: str, seed: int) -
     if settings.train_on:
         names = list(settings.train_on)
     else:
-        names = [name for name, s in source.surfaces.surfaces.items() if fold not in _folds(settings, name, s.family)]
+        names = [
+            name
+            for name, s in source.surfaces.surfaces.items()
+            if fold not in _folds(settings, name, s.family, elsewhere=settings.learn_from is not None)
+        ]
     if settings.train_tasks is not None and settings.train_tasks < len(names):
         rng = np.random.default_rng(seed_of("training tasks", source.name, fold, seed))
         drawn = rng.choice(len(names), settings.train_tasks, replace=False)
         names = [names[i] for i in sorted(drawn)]
     return tuple(names)
+
+
+def names_beside(settings: Settings, fold: str) -> tuple[str, ...]:
+    """Names of the tasks of `settings.learn_also`, but for those that are of the fold."""
+    if settings.learn_also is None:
+        return ()
+    every = settings.learn_also.surfaces.surfaces
+    return tuple(name for name, s in every.items() if fold not in _folds(settings, name, s.family, elsewhere=True))
+
+
+def tasks_beside(settings: Settings, names: Sequence[str]) -> list[TrainingTask]:
+    """The named tasks of `settings.learn_also`, as they are."""
+    if settings.learn_also is None:
+        return []
+    tasks = [TrainingTask.of_surface(settings.learn_also.surfaces.task(name)) for name in names]
+    return [task for task in tasks if task.feasible.any()]
 
 
 def training_tasks(settings: Settings, dataset: Dataset, names: Sequence[str], seed: int) -> list[TrainingTask]:
@@ -96,9 +116,9 @@ def _where(flags: Sequence[bool]) -> list[int]:
     return [i for i, flag in enumerate(flags) if flag]
 
 
-def _folds(settings: Settings, task: str, family: str) -> set[str]:
+def _folds(settings: Settings, task: str, family: str, *, elsewhere: bool) -> set[str]:
     """The folds that a task must not be learned from for: in another set, a task of the fold's name is it too."""
-    return {task, family} if settings.learn_from is not None else {family if settings.hold_out == "family" else task}
+    return {task, family} if elsewhere else {family if settings.hold_out == "family" else task}
 
 
 def _of_values(knob: Knob, values: Sequence[Value]) -> Knob:

@@ -23,7 +23,13 @@ from experiments.comparison.planning import Unit
 from experiments.comparison.protocol import Problem, search
 from experiments.comparison.results import Run
 from experiments.comparison.settings import Settings
-from experiments.comparison.training import learning_objective, training_names, training_tasks
+from experiments.comparison.training import (
+    learning_objective,
+    names_beside,
+    tasks_beside,
+    training_names,
+    training_tasks,
+)
 from morphling_ray.meta.tasks import TrainingTask
 from morphling_ray.objective import Objective
 from morphling_ray.search import SEARCHERS
@@ -104,7 +110,8 @@ def run_unit(settings: Settings, unit: Unit) -> list[Run]:
         sys.modules["torch"].set_num_threads(1)
     method, surfaces = SEARCHERS[unit.searcher], unit.dataset.surfaces
     names = training_names(settings, unit.dataset, unit.fold, unit.seed)
-    learned, train_s = _learned(settings, unit.dataset, unit.objective, unit.searcher, unit.seed, names)
+    beside = names_beside(settings, unit.fold)
+    learned, train_s = _learned(settings, unit.dataset, unit.objective, unit.searcher, unit.seed, names, beside)
     runs = []
     for task in unit.tasks:
         problem = Problem.of(surfaces, unit.objective, task, settings.noise)
@@ -138,7 +145,7 @@ def run_unit(settings: Settings, unit: Unit) -> list[Run]:
                 family=problem.surface.family,
                 seed=unit.seed,
                 train_s=train_s,
-                train_tasks=len(names) if learned is not None else 0,
+                train_tasks=len(names) + len(beside) if learned is not None else 0,
                 code=code(),
                 **vars(found),
             )
@@ -148,13 +155,19 @@ def run_unit(settings: Settings, unit: Unit) -> list[Run]:
 
 @lru_cache(maxsize=16)  # folds have the same training tasks only where these are named or come from another data set
 def _learned(
-    settings: Settings, dataset: Dataset, objective: str, searcher: str, seed: int, names: tuple[str, ...]
+    settings: Settings,
+    dataset: Dataset,
+    objective: str,
+    searcher: str,
+    seed: int,
+    names: tuple[str, ...],
+    beside: tuple[str, ...],
 ) -> tuple[Any, float]:
     """What a searcher takes from the named tasks, and the seconds that it took."""
     method = SEARCHERS[searcher]
     if method.learn is None:
         return None, 0.0
-    tasks = training_tasks(settings, dataset, names, seed)
+    tasks = [*training_tasks(settings, dataset, names, seed), *tasks_beside(settings, beside)]
     began = time.perf_counter()
     learned = learn(settings, searcher, tasks, learning_objective(dataset, objective), seed)
     return learned, time.perf_counter() - began

@@ -89,6 +89,25 @@ def test_another_set_to_learn_from(dataset: Dataset, tmp_path: Path) -> None:
         Settings(learn_from=dataset).check([dataset])
 
 
+def test_a_second_set_to_learn_from(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if the second set is not learned from beside the first, or what is of the fold's name is."""
+    families = {"k1": "k", "k2": "f", "g": "m"}
+    other = Dataset.open(write_surfaces(tmp_path / "other", "other", families, dict.fromkeys(families, 40.0)))
+    spy = SpyMethod()
+    monkeypatch.setitem(SEARCHERS, "spy", spy)
+    settings = Settings(budget=1, learn_also=other)
+    learned = {}
+    for unit in plan(settings, [dataset], ["value"], ["spy"], seeds=1).units:
+        (run, *_) = run_unit(settings, unit)
+        learned[unit.fold] = " ".join(task.task for task in spy.told[-1][0])
+        assert run.train_tasks == len(spy.told[-1][0])
+        assert run.variant == "prior from other too"
+    assert learned == {"f": "g1 h1 k1 g", "g": "f1 f2 h1 k1 k2"}
+    assert settings.to_dict()["learn_also"] == {"name": "other", "data": other.data}
+    with pytest.raises(InputError, match="--learn-also made-up"):
+        Settings(learn_also=dataset).check([dataset])
+
+
 def test_some_training_tasks(dataset: Dataset) -> None:
     """Fails if the draw is not repeatable, ignores the seed, or takes more or fewer than asked for."""
     settings = Settings(train_tasks=1)
