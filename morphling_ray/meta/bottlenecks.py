@@ -219,31 +219,28 @@ def fit(
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """Some rows of every task: their task, hat functions (N, P), values (N,), weights that add to 1; T."""
+    """Up to R rows of every task: hat functions (T, R, P), values (T, R), weights (T, R) that add to 1, 0 for no row."""
 
-    owner: IntArray
     hats: FloatArray
     values: FloatArray
     weight: FloatArray
-    tasks: int
 
     @property
     def taught(self) -> BoolArray:
         """Which tasks have rows, shape `(T,)`."""
-        return np.isin(np.arange(self.tasks), self.owner)
+        return np.asarray(self.weight.any(1))
 
 
 def _drawn_rows(z: Sequence[FloatArray], values: Sequence[FloatArray], hats: Hats, rng: np.random.Generator) -> _Rows:
     rows = [rng.permutation(np.flatnonzero(np.isfinite(y)))[:_ROWS] for y in values]
-    counts = np.array(list(map(len, rows)))
-    owner = np.repeat(np.arange(len(z)), counts)
-    return _Rows(
-        owner=owner,
-        hats=np.vstack([hats(points[r]) for points, r in zip(z, rows)]),
-        values=np.concatenate([y[r] for y, r in zip(values, rows)]),
-        weight=1.0 / counts[owner] / np.count_nonzero(counts),
-        tasks=len(z),
-    )
+    shape = len(z), max(map(len, rows))
+    out = _Rows(np.zeros((*shape, hats.count)), np.zeros(shape), np.zeros(shape))
+    taught = sum(len(r) > 0 for r in rows)
+    for t, r in enumerate(rows):
+        if len(r):
+            out.hats[t, : len(r)], out.values[t, : len(r)] = hats(z[t][r]), values[t][r]
+            out.weight[t, : len(r)] = 1.0 / len(r) / taught
+    return out
 
 
 def _fit_metric(rows: _Rows, rng: np.random.Generator) -> tuple[FloatArray, FloatArray, float, float]:
@@ -251,17 +248,12 @@ def _fit_metric(rows: _Rows, rng: np.random.Generator) -> tuple[FloatArray, Floa
     import torch
 
     power = np.repeat(_POWERS, _RESTARTS)  # (B,)
-    level = np.bincount(rows.owner, rows.values, rows.tasks) / np.maximum(
-        np.bincount(rows.owner, minlength=rows.tasks), 1
-    )
+    level = rows.values.sum(1) / np.maximum(np.count_nonzero(rows.weight, 1), 1)
     y, weight = torch.as_tensor(rows.values), torch.as_tensor(rows.weight)
-    sign = torch.as_tensor(np.sign(power))[:, None]
-
-    def squares(told: "torch.Tensor") -> "torch.Tensor":
-        return (weight * (sign * told - y) ** 2).sum(1)
+    sign = torch.as_tensor(np.sign(power))[:, None, None]
 
     def surprise(told: "torch.Tensor") -> "torch.Tensor":
-        return squares(told) / (2 * _NOISE_SD**2)
+        return (weight * (sign * told - y) ** 2).sum((1, 2)) / (2 * _NOISE_SD**2)
 
     effects, needs, losses = _descend(rows, power, np.sign(power)[:, None] * level, surprise, rng)
     best = int(losses.argmin())
@@ -275,10 +267,10 @@ def _fit_walls(rows: _Rows, rng: np.random.Generator) -> tuple[FloatArray, Float
     side, weight = torch.as_tensor(rows.values), torch.as_tensor(rows.weight)
 
     def surprise(told: "torch.Tensor") -> "torch.Tensor":
-        return (weight * torch.nn.functional.softplus(-side * told)).sum(1)
+        return (weight * torch.nn.functional.softplus(-side * told)).sum((1, 2))
 
     power = np.full(_RESTARTS, _WALL_POWER)
-    effects, needs, losses = _descend(rows, power, np.full((_RESTARTS, rows.tasks), -1.0), surprise, rng)
+    effects, needs, losses = _descend(rows, power, np.full((_RESTARTS, len(rows.values)), -1.0), surprise, rng)
     best = int(losses.argmin())
     return effects[best], needs[best]
 
@@ -296,7 +288,7 @@ def _descend(
         rows: What is fitted.
         power: p of each start, shape `(B,)`; its sign does not matter.
         level: Where needs begin, shape `(B, T)`.
-        surprise: What is minimised, a mean over rows, of the log of all times together, shape `(B, N)` to `(B,)`.
+        surprise: What is minimised, a mean over rows, of the log of all times together, `(B, T, R)` to `(B,)`.
         rng: Draws the starts.
 
     Returns:
@@ -304,23 +296,26 @@ def _descend(
     """
     import torch
 
-    h, owner = torch.as_tensor(rows.hats), torch.as_tensor(rows.owner)
-    p = torch.as_tensor(np.abs(power))[:, None]
-    starts, k = len(power), BOTTLENECKS
-    begin = level[:, :, None] + 0.5 * rng.standard_normal((starts, rows.tasks, k))
+    (tasks, most), starts, k = rows.values.shape, len(power), BOTTLENECKS
+    h = torch.as_tensor(rows.hats.reshape(tasks * most, -1).T.copy())  # (P, T R)
+    p = torch.as_tensor(np.abs(power))[:, None, None]
+    begin = level[:, :, None] + 0.5 * rng.standard_normal((starts, tasks, k))
     needs = torch.tensor(begin, requires_grad=True)
-    effects = torch.tensor(0.5 * rng.standard_normal((starts, k, rows.hats.shape[1])), requires_grad=True)
+    effects = torch.tensor(0.5 * rng.standard_normal((starts, k, len(h))), requires_grad=True)
     optimiser = torch.optim.Adam([needs, effects], lr=_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, _STEPS)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as for smoothness: the matrices are small
     try:
         for step in range(_STEPS + 1):
-            times = needs[:, owner] + torch.einsum("np,bkp->bnk", h, effects)
-            loss = surprise(torch.logsumexp(p[..., None] * times, 2) / p)
+            # As in `Drawn`, to the power p and no logs: all times together are then a product of matrices.
+            times = torch.exp(torch.clamp((p * effects).reshape(starts * k, -1) @ h, -300.0, 300.0))
+            times = times.reshape(starts, k, tasks, most).transpose(1, 2)  # (B, T, K, R)
+            amounts = torch.exp(torch.clamp(p * needs, -300.0, 300.0))
+            loss = surprise(torch.log(torch.matmul(amounts[:, :, None], times)[:, :, 0]) / p)
             if step == _STEPS:
                 break
-            ridge = (effects**2).sum((1, 2)) / (2 * _EFFECTS_SD**2) / len(owner)
+            ridge = (effects**2).sum((1, 2)) / (2 * _EFFECTS_SD**2) / np.count_nonzero(rows.weight)
             optimiser.zero_grad()
             (loss + ridge).sum().backward()  # type: ignore[no-untyped-call]
             optimiser.step()

@@ -108,7 +108,7 @@ class Encoding:
         codes = []
         for knob in knobs:
             seen = [c[knob.name] for c in configurations if knob.name in c]
-            if len({_key(v) for v in seen}) > 1:
+            if len({_key(value) for _, value in {(type(v), v) for v in seen}}) > 1:  # few values occur in many rows
                 codes.append(knob_code(knob, seen))
         return cls(codes)
 

@@ -104,19 +104,19 @@ class Conditioned:
     Args:
         hypothesis: Before them.
         obs: What was measured.
+        observed: What its templates say of that, shape `(J, N)`, if it is known already.
     """
 
-    def __init__(self, hypothesis: Hypothesis, obs: Observations) -> None:
+    def __init__(self, hypothesis: Hypothesis, obs: Observations, observed: FloatArray | None = None) -> None:
         self.hypothesis = hypothesis
         self._obs = obs
         self._last: tuple[IntArray, FloatArray] | None = None
-        templates = hypothesis.templates.observed(obs)  # (J, N)
+        templates = hypothesis.templates.observed(obs) if observed is None else observed
         self._white = _whitening(hypothesis.covariance, obs)
         self._z = (obs.value - templates) @ self._white.T  # (J, N)
         self.log_evidence = _log_density(self._z, self._white)  # (J,)
         """Log density of the observed values under each template, shape `(J,)`, up to a constant."""
-        first = np.flatnonzero(obs.point == obs.point[0]) if len(obs) else np.array([], int)
-        some = Observations(obs.point[first], obs.metric[first], obs.value[first], obs.variance[first])
+        first, some = obs.first
         white = _whitening(hypothesis.covariance, some)
         self.log_first = _log_density((some.value - templates[:, first]) @ white.T, white)
         """The same of the values at the first point alone."""
@@ -167,7 +167,9 @@ class Ensemble:
     def __init__(
         self, hypotheses: Sequence[Hypothesis], obs: Observations, log_outcomes: Sequence[float | FloatArray]
     ) -> None:
-        self.conditioned = [Conditioned(h, obs) for h in hypotheses]
+        # Hypotheses that differ in how much a task strays share their templates.
+        observed = {id(t): t.observed(obs) for t in {id(h.templates): h.templates for h in hypotheses}.values()}
+        self.conditioned = [Conditioned(h, obs, observed[id(h.templates)]) for h in hypotheses]
         scores = [
             c.log_evidence + h.log_priors + extra for c, h, extra in zip(self.conditioned, hypotheses, log_outcomes)
         ]

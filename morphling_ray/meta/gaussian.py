@@ -8,8 +8,9 @@ R     correlation of offsets, residuals and white parts between metrics, shape (
 Everything is closed form (Rasmussen & Williams 2006, Eq. 2.22-2.24); no gradients, numpy only.
 """
 
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +18,8 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+
+_KEPT = 12  # matrices: hypotheses look at a handful of the same pairs of candidates
 
 
 def squared_distances(a: FloatArray, b: FloatArray) -> FloatArray:
@@ -56,6 +59,31 @@ class Observations:
         at, row = np.unique(self.point, return_inverse=True)
         return at, row
 
+    @cached_property
+    def first(self) -> "tuple[IntArray, Observations]":
+        """The entries of the first candidate: which, and what they say."""
+        which = np.flatnonzero(self.point == self.point[0]) if len(self) else np.array([], int)
+        return which, Observations(self.point[which], self.metric[which], self.value[which], self.variance[which])
+
+
+class Nearness:
+    """Matern-5/2 correlations between candidates, of which the last few are kept.
+
+    Several hypotheses ask for the same ones in turn: what is asked for again are the same arrays, not equal ones.
+    """
+
+    def __init__(self) -> None:
+        self._kept: deque[tuple[Sequence[FloatArray], IntArray, IntArray, FloatArray]] = deque(maxlen=_KEPT)
+
+    def between(self, places: Sequence[FloatArray], i: IntArray, j: IntArray) -> FloatArray:
+        """By distances along the columns of all `places`, shape `(len(i), len(j))`; not to be written to."""
+        for of, rows, columns, values in self._kept:
+            if rows is i and columns is j and len(of) == len(places) and all(a is b for a, b in zip(of, places)):
+                return values
+        values = matern52(sum((squared_distances(a[i], a[j]) for a in places), start=np.zeros((len(i), len(j)))))
+        self._kept.append((places, i, j, values))
+        return values
+
 
 @dataclass(frozen=True)
 class Covariance:
@@ -71,6 +99,7 @@ class Covariance:
         extra_sd: Of a smooth effect of `extra` alone, shape `(M,)`.
         white_sd: Of what belongs to a single configuration and repeats with it, shape `(M,)`.
         correlation: R, shape `(M, M)`.
+        nearness: Shared by covariances that differ in the size of their parts alone, as `dataclasses.replace` makes them.
     """
 
     features: FloatArray
@@ -81,6 +110,7 @@ class Covariance:
     extra_sd: FloatArray
     white_sd: FloatArray
     correlation: FloatArray
+    nearness: Nearness = field(default_factory=Nearness, repr=False, compare=False)
 
     @property
     def metrics(self) -> int:
@@ -92,9 +122,8 @@ class Covariance:
         metrics = self.metrics
         out = np.empty((metrics, len(i), metrics, len(j)))
         same = i[:, None] == j[None, :]
-        extra = squared_distances(self.extra[i], self.extra[j]) if self.extra.shape[1] else None
-        effect = matern52(extra) if extra is not None else None
-        near: dict[int, FloatArray] = {}  # metrics that share their inputs share the costly part
+        extra = [self.extra] if self.extra.shape[1] else []
+        effect = self.nearness.between(extra, i, j) if extra else None
         for m in range(metrics):
             for k in range(metrics):
                 features = self.features[m][i] @ self.features[k][j].T if self.features.shape[2] else 0.0
@@ -102,11 +131,8 @@ class Covariance:
                 if r == 0.0:
                     out[m, :, k] = features
                     continue
-                a, b = self.inputs[m], self.inputs[k]
-                if a is not b or id(a) not in near:
-                    squared = squared_distances(a[i], b[j])
-                    near[id(a)] = matern52(squared if extra is None else squared + extra)
-                own = (self.residual_sd[m] * self.residual_sd[k]) * near[id(a)]
+                near = self.nearness.between([self.inputs[m], *extra], i, j)
+                own = (self.residual_sd[m] * self.residual_sd[k]) * near
                 own += self.offset_sd[m] * self.offset_sd[k]
                 if effect is not None:
                     own += self.extra_sd[m] * self.extra_sd[k] * effect

@@ -329,11 +329,12 @@ def resembling(surfaces: FloatArray, own: Covariance, gaps: FloatArray | None = 
     alike = replace(own, features=np.concatenate([deviations.transpose(2, 1, 0), own.features], axis=2))
     mixtures = np.vstack([np.eye(tasks), pairs(tasks, MIXTURES)])
     likely = None if gaps is None else _likely(mixtures, gaps)
+    between = Mixtures(surfaces, mixtures)
     straying = [(f"mixture x{f:g}", p, replace(own, residual_sd=f * own.residual_sd)) for f, p in _STRAYS]
     return [
         Hypothesis("alike", float(np.log(_ALIKE)), Mixtures(surfaces, average), alike),
         *(
-            Hypothesis(name, float(np.log(p)), Mixtures(surfaces, mixtures), covariance, log_likely=likely)
+            Hypothesis(name, float(np.log(p)), between, covariance, log_likely=likely)
             for name, p, covariance in straying
         ),
     ]
