@@ -15,7 +15,7 @@ effects of the bottlenecks, shape (K, P);  needs  of tasks, shape (T, K); both i
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +32,10 @@ IntArray = npt.NDArray[np.int64]
 BOTTLENECKS = 4
 ENOUGH = 3  # tasks from which needs can be told from effects
 _POWERS = (-1.0, -4.0, 1.0, 4.0)  # -p for a rate
-_RESTARTS = 3  # of the fit, for each power
-_STEPS, _RATE = 600, 0.15  # of Adam
+_STARTS = 4  # of the fit, for each power
+_KEPT = 4  # of all of them, after the first of two rounds
+_ROUNDS = (100, 400)  # steps of Adam; the second begins quickly again, and so leaves poor optima
+_RATE = 0.15
 _ROWS = 100  # of each task, at most
 _EFFECTS_SD = 2.0  # of the prior of effects, in logs
 _WALL_POWER = 4.0
@@ -219,7 +221,7 @@ def fit(
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """Up to R rows of every task: hat functions (T, R, P), values (T, R), weights (T, R) that add to 1, 0 for no row."""
+    """Up to R rows of every task: hat functions (T, R, P), values (T, R), weights (T, R) that add to 1; 0: no row."""
 
     hats: FloatArray
     values: FloatArray
@@ -247,17 +249,15 @@ def _fit_metric(rows: _Rows, rng: np.random.Generator) -> tuple[FloatArray, Floa
     """Effects, needs, power and misfit of one metric."""
     import torch
 
-    power = np.repeat(_POWERS, _RESTARTS)  # (B,)
+    power = np.repeat(_POWERS, _STARTS)  # (B,)
     level = rows.values.sum(1) / np.maximum(np.count_nonzero(rows.weight, 1), 1)
     y, weight = torch.as_tensor(rows.values), torch.as_tensor(rows.weight)
-    sign = torch.as_tensor(np.sign(power))[:, None, None]
 
     def surprise(told: "torch.Tensor") -> "torch.Tensor":
-        return (weight * (sign * told - y) ** 2).sum((1, 2)) / (2 * _NOISE_SD**2)
+        return (weight * (told - y) ** 2).sum((1, 2)) / (2 * _NOISE_SD**2)
 
-    effects, needs, losses = _descend(rows, power, np.sign(power)[:, None] * level, surprise, rng)
-    best = int(losses.argmin())
-    return effects[best], needs[best], float(power[best]), float(_NOISE_SD * np.sqrt(2 * losses[best]))
+    found = _best(rows, power, np.sign(power)[:, None] * level, surprise, rng)
+    return found.effects[0], found.needs[0], float(found.power[0]), float(_NOISE_SD * np.sqrt(2 * found.surprise[0]))
 
 
 def _fit_walls(rows: _Rows, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
@@ -269,59 +269,79 @@ def _fit_walls(rows: _Rows, rng: np.random.Generator) -> tuple[FloatArray, Float
     def surprise(told: "torch.Tensor") -> "torch.Tensor":
         return (weight * torch.nn.functional.softplus(-side * told)).sum((1, 2))
 
-    power = np.full(_RESTARTS, _WALL_POWER)
-    effects, needs, losses = _descend(rows, power, np.full((_RESTARTS, len(rows.values)), -1.0), surprise, rng)
-    best = int(losses.argmin())
-    return effects[best], needs[best]
+    power, level = np.full(_STARTS, _WALL_POWER), np.full((_STARTS, len(rows.values)), -1.0)
+    found = _best(rows, power, level, surprise, rng)
+    return found.effects[0], found.needs[0]
 
 
-def _descend(
-    rows: _Rows,
-    power: FloatArray,
-    level: FloatArray,
-    surprise: "Callable[[torch.Tensor], torch.Tensor]",
-    rng: np.random.Generator,
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Fits from B starts at once.
+@dataclass(frozen=True, eq=False)
+class _Fits:
+    """B fits: p with its sign (B,), effects (B, K, P), needs (B, T, K), and what they are off by (B,)."""
+
+    power: FloatArray
+    effects: FloatArray
+    needs: FloatArray
+    surprise: FloatArray
+
+    def best(self, count: int) -> "_Fits":
+        """Those that are least off, the best one first."""
+        order = self.surprise.argsort(kind="stable")[:count]
+        return _Fits(self.power[order], self.effects[order], self.needs[order], self.surprise[order])
+
+
+Surprise: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
+"""What is minimised, a mean over rows, of the signed log of all times together, `(B, T, R)` to `(B,)`."""
+
+
+def _best(rows: _Rows, power: FloatArray, level: FloatArray, surprise: Surprise, rng: np.random.Generator) -> _Fits:
+    """The best fit from B starts, in a few rounds of fewer each (Loshchilov & Hutter 2017, "SGDR", for the restarts).
 
     Args:
         rows: What is fitted.
-        power: p of each start, shape `(B,)`; its sign does not matter.
+        power: p of each start, shape `(B,)`; negative where it is a rate.
         level: Where needs begin, shape `(B, T)`.
-        surprise: What is minimised, a mean over rows, of the log of all times together, `(B, T, R)` to `(B,)`.
+        surprise: See there.
         rng: Draws the starts.
-
-    Returns:
-        Effects `(B, K, P)`, needs `(B, T, K)`, and the surprise, shape `(B,)`.
     """
+    starts, tasks = level.shape
+    fits = _Fits(
+        power=power,
+        needs=level[:, :, None] + 0.5 * rng.standard_normal((starts, tasks, BOTTLENECKS)),
+        effects=0.5 * rng.standard_normal((starts, BOTTLENECKS, rows.hats.shape[2])),
+        surprise=np.zeros(starts),
+    )
+    for steps in _ROUNDS:
+        fits = _descend(rows, fits, steps, surprise).best(_KEPT)
+    fits.needs[:, ~rows.taught] = fits.needs[:, rows.taught].mean(1, keepdims=True)
+    return fits
+
+
+def _descend(rows: _Rows, fits: _Fits, steps: int, surprise: Surprise) -> _Fits:
+    """All fits at once, after some more steps."""
     import torch
 
-    (tasks, most), starts, k = rows.values.shape, len(power), BOTTLENECKS
+    (tasks, most), starts, k = rows.values.shape, len(fits.power), BOTTLENECKS
     h = torch.as_tensor(rows.hats.reshape(tasks * most, -1).T.copy())  # (P, T R)
-    p = torch.as_tensor(np.abs(power))[:, None, None]
-    begin = level[:, :, None] + 0.5 * rng.standard_normal((starts, tasks, k))
-    needs = torch.tensor(begin, requires_grad=True)
-    effects = torch.tensor(0.5 * rng.standard_normal((starts, k, len(h))), requires_grad=True)
+    sign, p = (torch.as_tensor(f(fits.power))[:, None, None] for f in (np.sign, np.abs))
+    needs, effects = (torch.tensor(a, requires_grad=True) for a in (fits.needs, fits.effects))
     optimiser = torch.optim.Adam([needs, effects], lr=_RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, _STEPS)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as for smoothness: the matrices are small
     try:
-        for step in range(_STEPS + 1):
+        for step in range(steps + 1):
             # As in `Drawn`, to the power p and no logs: all times together are then a product of matrices.
             times = torch.exp(torch.clamp((p * effects).reshape(starts * k, -1) @ h, -300.0, 300.0))
             times = times.reshape(starts, k, tasks, most).transpose(1, 2)  # (B, T, K, R)
             amounts = torch.exp(torch.clamp(p * needs, -300.0, 300.0))
-            loss = surprise(torch.log(torch.matmul(amounts[:, :, None], times)[:, :, 0]) / p)
-            if step == _STEPS:
+            loss = surprise(sign * torch.log(torch.matmul(amounts[:, :, None], times)[:, :, 0]) / p)
+            if step == steps:
                 break
-            ridge = (effects**2).sum((1, 2)) / (2 * _EFFECTS_SD**2) / np.count_nonzero(rows.weight)
+            ridge = (effects**2).sum((1, 2)) / (2 * _EFFECTS_SD**2) / float(np.count_nonzero(rows.weight))
             optimiser.zero_grad()
             (loss + ridge).sum().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
     finally:
         torch.set_num_threads(threads)
-    out = needs.detach().numpy().copy()
-    out[:, ~rows.taught] = out[:, rows.taught].mean(1, keepdims=True)
-    return effects.detach().numpy(), out, loss.detach().numpy()
+    return _Fits(fits.power, effects.detach().numpy(), needs.detach().numpy(), loss.detach().numpy())

@@ -99,7 +99,7 @@ class Covariance:
         extra_sd: Of a smooth effect of `extra` alone, shape `(M,)`.
         white_sd: Of what belongs to a single configuration and repeats with it, shape `(M,)`.
         correlation: R, shape `(M, M)`.
-        nearness: Shared by covariances that differ in the size of their parts alone, as `dataclasses.replace` makes them.
+        nearness: Shared by covariances that `dataclasses.replace` made of one another.
     """
 
     features: FloatArray
