@@ -80,7 +80,7 @@ def _train(surfaces: Sequence[Path], runs: Sequence[Path], out: Path, hold_out: 
     families = len({t.family for t in tasks})
     seconds = time.monotonic() - began
     _say(f"learned from {len(tasks)} tasks of {families} families, {rows} configurations, in {seconds:.0f} s")
-    _say(f"it knows {', '.join(code.name for code in prior.encoding.codes)}; of a space with others it says so")
+    _say(f"it knows {', '.join(prior.knobs)}; of a space with others it says so")
     for check in checks:
         _say(str(check))
     _say(f"wrote {out}")

@@ -96,6 +96,11 @@ class Prior:
     earlier: tuple[TrainingTask, ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def knobs(self) -> tuple[str, ...]:
+        """Names of the knobs that it knows."""
+        return tuple(code.name for code in self.encoding.codes)
+
     def hypotheses(
         self,
         configurations: Sequence[Configuration],
@@ -153,14 +158,12 @@ class Prior:
 
     def knows(self, knobs: Sequence[Knob], metrics: Sequence[str]) -> bool:
         """Whether it can say anything of a search: at least one of its knobs, and one of its metrics, is there."""
-        return bool({k.name for k in knobs} & {code.name for code in self.encoding.codes}) and bool(
-            set(metrics) & set(self.metrics)
-        )
+        return bool({k.name for k in knobs} & set(self.knobs)) and bool(set(metrics) & set(self.metrics))
 
     def mismatch(self, knobs: Sequence[Knob], metrics: Sequence[str]) -> str:
         """What of a search the prior never saw, in one sentence; empty if it knows all of it."""
         if not self.knows(knobs, metrics):
-            known = ", ".join(code.name for code in self.encoding.codes), ", ".join(self.metrics)
+            known = ", ".join(self.knobs), ", ".join(self.metrics)
             return f"the prior does not match and is left out: it knows the knobs {known[0]} and the metrics {known[1]}"
         fresh = [*self.encoding.beyond(knobs), *(f"the metric {m}" for m in metrics if m not in self.metrics)]
         return f"the prior never saw {'; '.join(fresh)}: this part is learned from the trials alone" if fresh else ""

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from morphling_ray.measurement import Measurement
 from morphling_ray.meta.gaussian import squared_distances
+from morphling_ray.meta.naming import translated
 from morphling_ray.meta.prior import Prior
 from morphling_ray.meta.tasks import TrainingTask
 from morphling_ray.objective import Objective
@@ -96,10 +97,13 @@ class MorphlingSampler:
     ) -> None:
         rng = np.random.default_rng(seed)
         self._deployments = Deployments([knob.name for knob in space.knobs], free_knobs)
-        self.notes = learned.mismatch(space.knobs, objective.metrics) if learned is not None else ""
+        self.notes = ""
         """What the user should know about the prior; empty if it fits."""
-        if learned is not None and not learned.knows(space.knobs, objective.metrics):
-            learned = None
+        if learned is not None:
+            knobs, _ = translated(space.knobs, [], learned.knobs)
+            self.notes = learned.mismatch(knobs, objective.metrics)
+            if not learned.knows(knobs, objective.metrics):
+                learned = None
         self._history = History(space, objective, rng)
         self._objective = objective
         self._surrogate = Surrogate(self._history, learned)

@@ -19,6 +19,7 @@ from morphling_ray.meta.encoding import Encoding
 from morphling_ray.meta.ensemble import Ensemble, Hypothesis
 from morphling_ray.meta.feasibility import OPTIMISTIC, Outcomes
 from morphling_ray.meta.gaussian import Observations
+from morphling_ray.meta.naming import translated
 from morphling_ray.meta.plain import LENGTH, plain_hypothesis
 from morphling_ray.meta.prior import Prior
 from morphling_ray.search.history import History
@@ -83,11 +84,12 @@ class Surrogate:
         self._outlook = {"plain": (before, place)}
         if self._prior is not None:
             goal = history.objective
+            known, points = translated(knobs, history.points, self._prior.knobs)
             self._given = [
                 replace(h, log_prior=h.log_prior + float(np.log(1.0 - _P_PLAIN)))
-                for h in self._prior.hypotheses(history.points, knobs, goal.metrics, goal.descriptors)
+                for h in self._prior.hypotheses(points, known, goal.metrics, goal.descriptors)
             ]
-            outlook = self._prior.feasible(history.points), self._prior.neighbourhood(history.points, knobs)
+            outlook = self._prior.feasible(points), self._prior.neighbourhood(points, known)
             self._outlook |= {h.name: outlook for h in self._given}
 
     @property

@@ -46,6 +46,23 @@ def test_a_prior_saves_samples() -> None:
     assert np.median(with_prior) <= 4
 
 
+def test_a_prior_knows_knobs_by_their_places_too() -> None:
+    """Fails if a space that writes knobs as places in a Serve config is searched as if nothing were known of it."""
+    places = {knob.name: f"deployments.Model.user_config.{knob.name}" for knob in SPACE.knobs}
+    knobs = [Knob(places[k.name], k.values, k.kind, k.scale) for k in SPACE.knobs]
+    objective = ExpressionObjective("value", "rps", ["latency_ms <= 100"], metrics=("rps", "latency_ms"))
+    short = MorphlingSampler(SPACE, objective, seed=0, learned=prior())
+    full = MorphlingSampler(SearchSpace(knobs), objective, seed=0, learned=prior())
+    assert full.notes == ""
+    for _ in range(4):
+        one, other = short.suggest(), full.suggest()
+        assert one is not None
+        measured = Task(20).measure(one)
+        assert other == {places[name]: value for name, value in one.items()}
+        short.observe(one, measured)
+        full.observe(other, replace(measured, configuration=other))
+
+
 def test_a_wrong_prior_is_let_go() -> None:
     """Fails without the guard: a prior that holds for other knobs must not cost the search."""
     tasks = [Task(i) for i in HELD_OUT][:6]
