@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ray.tune.search import Searcher
+from threadpoolctl import threadpool_limits
 
 from morphling_ray.errors import InputError, StoreError
 from morphling_ray.measurement import Measurement
@@ -118,7 +119,8 @@ class MorphlingSearcher(Searcher):  # type: ignore[misc]  # Ray has no types
             configuration: Configuration | None = self._waiting.pop(0)
             self._sampler.reserve(dict(configuration or {}))
         else:
-            configuration = self._sampler.suggest()
+            with threadpool_limits(limits=1):  # small models; BLAS threads would wait for cores that the trials have
+                configuration = self._sampler.suggest()
         if configuration is None:
             return str(Searcher.FINISHED)
         self._running[trial_id] = configuration
@@ -199,7 +201,8 @@ class MorphlingSearcher(Searcher):  # type: ignore[misc]  # Ray has no types
         if self._sampler is not None:
             self._sampler.observe(configuration, measurement)
             if self._stopping.probability is not None:
-                found = self._sampler.recommend()
+                with threadpool_limits(limits=1):
+                    found = self._sampler.recommend()
                 self._stopping.told(found.p_near_best if found is not None else None)
 
     def _measurement(self, configuration: Configuration, result: Mapping[str, Any] | None) -> Measurement:
