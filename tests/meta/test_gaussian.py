@@ -1,5 +1,7 @@
 """Conditioning and evidence against closed forms that are written out here once more, the plain way."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -73,6 +75,17 @@ def test_posterior_is_the_closed_form() -> None:
         own = slice(METRICS * i, METRICS * (i + 1))
         np.testing.assert_allclose(block, posterior[own, own], atol=1e-9)
     assert got.log_evidence[0] == pytest.approx(density)
+
+
+def test_what_is_kept_is_of_the_same_candidates_and_places() -> None:
+    """Fails if correlations that were computed before are taken for those of others."""
+    c = covariance()
+    moved = replace(c, inputs=[2.0 * c.inputs[0]] * METRICS)
+    assert moved.nearness is c.nearness
+    for one in (c, moved, c):
+        for points in (np.array([0, 3]), np.array([1, 5]), np.arange(N)):
+            at = (points[:, None] * METRICS + np.arange(METRICS)).ravel()
+            np.testing.assert_allclose(one.joint(points), full_covariance(one)[np.ix_(at, at)], atol=1e-9)
 
 
 def test_hypotheses_are_weighed_by_what_they_foretold() -> None:
