@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from morphling_ray.space import Configuration, Knob, Value
 
 _UNITS = (("_s", "_ms", 1e3), ("_ms", "_s", 1e-3))
-_DIGITS = 9  # 0.005 s is 5 ms, not a rounding error more
+_DIGITS = 15  # significant ones: 0.0029 s is 2.9 ms, not a rounding error more, and small values stay apart
 
 
 def known_as(knobs: Sequence[Knob], known: Collection[str]) -> dict[str, tuple[str, float]]:
@@ -46,7 +46,7 @@ def translated(
         other, factor = names.get(name, (name, 1.0))
         if factor == 1.0 or not isinstance(value, (int, float)):  # what was measured elsewhere may be no number
             return other, value
-        return other, round(value * factor, _DIGITS)
+        return other, float(f"{value * factor:.{_DIGITS}g}")
 
     renamed = []
     for knob in knobs:

@@ -31,11 +31,17 @@ def test_what_a_knob_is_known_as(names: list[str], expected: dict[str, tuple[str
 
 def test_values_in_the_unit_that_is_known() -> None:
     """Fails if 5 ms of one space are not the 5 ms of the other, to the last bit."""
-    wait, other = Knob("batch_wait_timeout_s", (0, 0.005, 0.02)), Knob("x", ("a", "b"), kind="categorical")
+    wait, other = Knob("batch_wait_timeout_s", (0, 0.0029, 0.005, 0.02)), Knob("x", ("a", "b"), kind="categorical")
     configurations: list[Configuration] = [{"batch_wait_timeout_s": w, "x": "a"} for w in (0.005, 0.07, "unheard of")]
     knobs, told = translated([wait, other], configurations, KNOWN)
-    assert knobs == [Knob("batch_wait_timeout_ms", (0, 5.0, 20.0)), other]
+    assert knobs == [Knob("batch_wait_timeout_ms", (0, 2.9, 5.0, 20.0)), other]
     assert told == [{"batch_wait_timeout_ms": w, "x": "a"} for w in (5.0, 70.0, "unheard of")]
+
+
+def test_small_values_stay_apart() -> None:
+    """Fails if two values become one in the other unit: no such knob can be, and the search would end."""
+    (knob,), _ = translated([Knob("batch_wait_timeout_ms", (1e-7, 2e-7))], [], ["batch_wait_timeout_s"])
+    assert knob.values == (1e-10, 2e-10)
 
 
 def test_words_are_no_amounts() -> None:
