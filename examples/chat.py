@@ -9,6 +9,7 @@ from ray import serve
 from torch import nn
 
 WORDS, WIDTH, CONTEXT = 5_000, 192, 64
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Decoder(nn.Module):
@@ -17,7 +18,8 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(WORDS, WIDTH)
         layer = nn.TransformerEncoderLayer(WIDTH, nhead=6, dim_feedforward=4 * WIDTH, batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, num_layers=4, enable_nested_tensor=False)
-        self.mask = nn.Transformer.generate_square_subsequent_mask(CONTEXT)
+        mask = nn.Transformer.generate_square_subsequent_mask(CONTEXT)
+        self.register_buffer("mask", mask)
 
     def forward(self, ids):
         hidden = self.layers(self.embedding(ids), mask=self.mask, is_causal=True)
@@ -27,7 +29,7 @@ class Decoder(nn.Module):
 @serve.deployment(user_config={"max_batch_size": 4}, max_ongoing_requests=200)
 class Chat:
     def __init__(self):
-        self.model = Decoder().eval()
+        self.model = Decoder().eval().to(DEVICE)
         self.thread = ThreadPoolExecutor(max_workers=1)
         self.waiting = asyncio.Queue()
         self.loop = None
@@ -61,7 +63,7 @@ class Chat:
 
     @torch.inference_mode()
     def next_words(self, batch):
-        return self.model(batch).argmax(dim=1).tolist()
+        return self.model(batch.to(DEVICE)).argmax(dim=1).tolist()
 
 
 app = Chat.bind()
