@@ -136,11 +136,17 @@ def test_a_share_without_mps_is_refused(machine: Path, monkeypatch: pytest.Monke
 
 
 def test_the_multiprocessors_that_were_used(machine: Path) -> None:
-    """Fails if what NVML tells of a process does not reach the report."""
-    process = start(HOLD, memory=0.5, mps_mode="off")
-    assert process.stdout is not None
-    assert json.loads(process.stdout.readline())["sm_used"] == 1.0
-    process.communicate()
+    """Fails if what NVML tells of a process, of a server of MPS or of the card's counters does not reach the report."""
+    cards = json.loads((machine / "cards.json").read_text())
+    (machine / "cards.json").write_text(json.dumps([{**cards[0], "gpm": True}]))
+    since = "import time\ngpu_limits.report()\ntime.sleep(1.5)\n"
+    for limits, busy in (({"memory": 0.5, "mps_mode": "off"}, 1.0), ({"share": 0.5}, 0.9)):
+        process = start(since + textwrap.dedent(HOLD), **limits)
+        assert process.stdout is not None
+        used = json.loads(process.stdout.readline())
+        process.communicate()
+        assert used["busy"] == busy
+        assert 0.01 < used["sm_used"] < 0.5
 
 
 def test_each_card_has_its_daemon_and_both_end(machine: Path) -> None:
@@ -149,7 +155,7 @@ def test_each_card_has_its_daemon_and_both_end(machine: Path) -> None:
     said = [json.loads(process.stdout.readline()) for process in processes if process.stdout is not None]
     assert [use["mps"] for use in said] == [True] * 3
     assert [use["memory_used"] for use in said] == [0.125, 0.125, 0.05]
-    assert not any("sm_used" in use for use in said)
+    assert not any("sm_used" in use for use in said)  # these cards do not count it
     pids = sorted(p.pid for p in processes)
     assert sorted(mps.clients("GPU-aaaa") + mps.clients("GPU-bbbb")) == pids
     daemons = [int(file.read_text()) for file in mps.root().glob(f"*/{mps.CONTROL}.pid")]

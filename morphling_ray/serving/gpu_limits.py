@@ -111,8 +111,9 @@ def report(since_us: int = 0) -> dict[str, Any]:
 
     Returns:
         `card`, `memory_asked` and `memory_used` (shares of it), `share_asked` and `sm_used` (shares of its
-        multiprocessors), `mps` (whether this process is a client of our daemon) and `problem` (why the limits are not
-        in force), as far as they are known.
+        multiprocessors; the latter of the whole card since the last report), `busy` (part of the time in which kernels
+        ran: of this process, or of all clients of MPS), `mps` (whether this process is a client of our daemon) and
+        `problem` (why the limits are not in force), as far as they are known.
     """
     parts = nvml.visible(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     wanted = any(name in os.environ for name in VARIABLES)
@@ -120,7 +121,8 @@ def report(since_us: int = 0) -> dict[str, Any]:
     if not parts:
         return {"problem": problem} if problem else {}
     part, pid = parts[0], os.getpid()
-    used = nvml.use(part.uuid, pid, since_us)
+    used = nvml.use(part.uuid, pid, since_us, mps.servers(part.uuid) if _in_force.get("mps") else ())
+    sm_used = nvml.multiprocessors_used(part.uuid)
     memory_bytes = used.memory_bytes or _reserved_by_torch()
     attached = pid in mps.clients(part.uuid) if _in_force.get("mps") else None
     if attached is False and (_in_force.get("share") or 1.0) < 1.0:
@@ -130,7 +132,8 @@ def report(since_us: int = 0) -> dict[str, Any]:
         "memory_asked": _in_force.get("memory"),
         "memory_used": round(memory_bytes / part.memory_bytes, 3) if memory_bytes else None,
         "share_asked": _in_force.get("share"),
-        "sm_used": None if used.sm_percent is None else round(used.sm_percent / 100, 3),
+        "sm_used": None if sm_used is None else round(sm_used, 3),
+        "busy": None if used.busy is None else round(used.busy, 3),
         "mps": attached,
         "problem": problem,
     }

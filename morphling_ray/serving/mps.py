@@ -59,12 +59,14 @@ def start(uuid: str) -> dict[str, str]:
     return {"CUDA_MPS_PIPE_DIRECTORY": str(_folder(uuid)), "CUDA_VISIBLE_DEVICES": uuid}
 
 
+def servers(uuid: str) -> list[int]:
+    """Processes through which the clients of a card's daemon compute."""
+    return [int(server) for server in _ask(uuid, "get_server_list")]
+
+
 def clients(uuid: str) -> list[int]:
     """Processes that are attached to the daemon of a card."""
-    found: list[int] = []
-    for server in _ask(uuid, "get_server_list"):
-        found += map(int, _ask(uuid, f"get_client_list {server}"))
-    return found
+    return [int(client) for server in servers(uuid) for client in _ask(uuid, f"get_client_list {server}")]
 
 
 def end_all(patience_s: float = 0.0) -> list[str]:

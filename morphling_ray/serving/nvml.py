@@ -1,6 +1,6 @@
 """What NVML says of this machine's NVIDIA cards: which there are, and what processes use of them."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -34,12 +34,15 @@ class Use:
 
     Attributes:
         memory_bytes: Held now; None where NVML does not tell (in a container whose process numbers are its own).
-        sm_percent: Mean utilisation of the card's multiprocessors, in percent, of the samples that NVML keeps (a few
-            seconds) since a given time; None where there are none, as of clients of MPS (seen on an H100).
+        busy: Part of the time in which its kernels ran, on however few multiprocessors, of the samples that NVML keeps
+            (a few seconds); None where there are none.
     """
 
     memory_bytes: int | None
-    sm_percent: float | None
+    busy: float | None
+
+
+_counters: dict[str, Any] = {}  # of cards, when this process last asked
 
 
 def cards() -> list[Card]:
@@ -78,13 +81,15 @@ def holders(uuid: str) -> dict[int, int]:
         return {int(p.pid): int(p.usedGpuMemory or 0) for p in nvml.nvmlDeviceGetComputeRunningProcesses(handle)}
 
 
-def use(uuid: str, pid: int, since_us: int = 0) -> Use:
+def use(uuid: str, pid: int, since_us: int = 0, servers: Collection[int] = ()) -> Use:
     """What a process uses of a card.
 
     Args:
         uuid: The card.
         pid: The process.
         since_us: Microseconds since 1970; older samples of the utilisation are left out.
+        servers: Of MPS, where the process is a client: NVML tells the utilisation of all clients as their server's
+            (seen on an H100, driver 580).
     """
     memory_bytes = holders(uuid).get(pid) or None
     with _nvml() as nvml:
@@ -94,8 +99,38 @@ def use(uuid: str, pid: int, since_us: int = 0) -> Use:
             samples = nvml.nvmlDeviceGetProcessUtilization(nvml.nvmlDeviceGetHandleByUUID(uuid), since_us)
         except nvml.NVMLError:  # nothing was sampled, or a MIG device, which has no such counter
             samples = []
-        mine = [float(s.smUtil) for s in samples if s.pid == pid and s.smUtil <= PERCENT]
-    return Use(memory_bytes, sum(mine) / len(mine) if mine else None)
+        mine = [float(s.smUtil) for s in samples if s.pid in (pid, *servers) and s.smUtil <= PERCENT]
+    return Use(memory_bytes, sum(mine) / len(mine) / PERCENT if mine else None)
+
+
+def multiprocessors_used(uuid: str) -> float | None:
+    """Share of a card's multiprocessors that computed, whoever used them, in the mean since this process last asked.
+
+    Returns:
+        None the first time, and where there are no such counters: they came with Hopper, and MIG devices have others.
+    """
+    with _nvml() as nvml:
+        if nvml is None:
+            return None
+        try:
+            card = nvml.nvmlDeviceGetHandleByUUID(uuid)
+            if not nvml.nvmlGpmQueryDeviceSupport(card).isSupportedDevice:
+                return None
+            now = nvml.nvmlGpmSampleGet(card, nvml.nvmlGpmSampleAlloc())
+            before, _counters[uuid] = _counters.get(uuid), now
+            if before is None:
+                nvml.nvmlInit()  # once more than it is shut down: the counters are kept
+                return None
+            asked = nvml.c_nvmlGpmMetricsGet_t()
+            asked.version, asked.numMetrics = nvml.NVML_GPM_METRICS_GET_VERSION, 1
+            asked.sample1, asked.sample2 = before, now
+            asked.metrics[0].metricId = nvml.NVML_GPM_METRIC_SM_UTIL
+            nvml.nvmlGpmMetricsGet(asked)
+            nvml.nvmlGpmSampleFree(before)
+        except (AttributeError, nvml.NVMLError):  # an older driver, or an older pynvml
+            return None
+        (metric, *_) = asked.metrics
+        return float(metric.value) / PERCENT if metric.nvmlReturn == 0 else None
 
 
 def _card(nvml: Any, index: int) -> Card:

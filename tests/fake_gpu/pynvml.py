@@ -1,14 +1,20 @@
 """NVML of cards that do not exist: the part of pynvml that is used, over a folder that `FAKE_GPU` names.
 
 `cards.json` lists the cards. A process that holds memory has a file `UUID/PID` with its bytes and the percent of
-multiprocessors it uses, until it ends. Of clients of MPS the percent is not told, as on an H100 with driver 580.
+multiprocessors it uses, until it ends; 0 for a client of MPS, whose utilisation is told as that of the server, as on an
+H100 with driver 580. A card with `gpm` counts its multiprocessors' use: one percent of them for each second.
 """
 
 import json
 import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+
+MPS_SERVER = 4242  # which the fake control daemon names
+NVML_GPM_METRICS_GET_VERSION, NVML_GPM_METRIC_SM_UTIL = 1, 2
 
 
 class NVMLError(Exception):
@@ -79,10 +85,38 @@ def nvmlDeviceGetComputeRunningProcesses(handle: dict[str, Any]) -> list[SimpleN
 
 def nvmlDeviceGetProcessUtilization(handle: dict[str, Any], since_us: int) -> list[SimpleNamespace]:
     every = _processes(handle["uuid"])
-    samples = [SimpleNamespace(pid=pid, smUtil=percent) for pid, _, percent in every if percent]
-    if not samples:
+    if not every:
         raise NVMLError("Not Found")
-    return samples
+    told = {pid if percent else MPS_SERVER: percent or 90 for pid, _, percent in every}
+    return [SimpleNamespace(pid=pid, smUtil=percent) for pid, percent in told.items()]
+
+
+def nvmlGpmQueryDeviceSupport(handle: dict[str, Any]) -> SimpleNamespace:
+    return SimpleNamespace(isSupportedDevice=int(handle.get("gpm", False)))
+
+
+def nvmlGpmSampleAlloc() -> SimpleNamespace:
+    return SimpleNamespace(at=None)
+
+
+def nvmlGpmSampleGet(handle: dict[str, Any], sample: SimpleNamespace) -> SimpleNamespace:
+    sample.at = time.monotonic()
+    return sample
+
+
+def nvmlGpmSampleFree(sample: SimpleNamespace) -> None:
+    sample.at = None
+
+
+def c_nvmlGpmMetricsGet_t() -> SimpleNamespace:
+    return SimpleNamespace(metrics=[SimpleNamespace(value=0.0, nvmlReturn=0) for _ in range(3)])
+
+
+def nvmlGpmMetricsGet(asked: SimpleNamespace) -> SimpleNamespace:
+    assert asked.version == NVML_GPM_METRICS_GET_VERSION
+    assert (asked.numMetrics, asked.metrics[0].metricId) == (1, NVML_GPM_METRIC_SM_UTIL)
+    asked.metrics[0].value = asked.sample2.at - asked.sample1.at
+    return asked
 
 
 def nvmlDeviceGetMigMode(handle: dict[str, Any]) -> list[int]:
