@@ -9,7 +9,6 @@ from ray import serve
 from torch import nn
 
 WORDS, WIDTH, CONTEXT = 5_000, 192, 64
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Decoder(nn.Module):
@@ -29,7 +28,8 @@ class Decoder(nn.Module):
 @serve.deployment(user_config={"max_batch_size": 4}, max_ongoing_requests=200)
 class Chat:
     def __init__(self):
-        self.model = Decoder().eval().to(DEVICE)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = Decoder().eval().to(self.device)
         self.thread = ThreadPoolExecutor(max_workers=1)
         self.waiting = asyncio.Queue()
         self.loop = None
@@ -63,7 +63,7 @@ class Chat:
 
     @torch.inference_mode()
     def next_words(self, batch):
-        return self.model(batch.to(DEVICE)).argmax(dim=1).tolist()
+        return self.model(batch.to(self.device)).argmax(dim=1).tolist()
 
 
 app = Chat.bind()

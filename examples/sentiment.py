@@ -9,7 +9,6 @@ from torch import nn
 from morphling_ray import Batcher
 
 WORDS, WIDTH = 20_000, 128
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Classifier(nn.Module):
@@ -27,7 +26,8 @@ class Classifier(nn.Module):
 @serve.deployment(user_config={"max_batch_size": 1, "batch_wait_timeout_s": 0.0})
 class Sentiment:
     def __init__(self):
-        self.model = Classifier().eval().to(DEVICE)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = Classifier().eval().to(self.device)
         self.batch = Batcher(self.predict)
 
     def reconfigure(self, config):
@@ -39,7 +39,7 @@ class Sentiment:
     def predict(self, texts):
         ids = [[1 + zlib.crc32(word.encode()) % (WORDS - 1) for word in text.lower().split()][:64] for text in texts]
         longest = max(map(len, ids))
-        padded = torch.tensor([row + [0] * (longest - len(row)) for row in ids]).to(DEVICE)
+        padded = torch.tensor([row + [0] * (longest - len(row)) for row in ids]).to(self.device)
         with torch.inference_mode():
             return [{"positive": p} for p in self.model(padded).softmax(dim=1)[:, 1].tolist()]
 

@@ -10,7 +10,6 @@ from ray import serve
 from torch import nn
 
 SIZE = 64
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def network():
@@ -27,7 +26,8 @@ def network():
 @serve.deployment(user_config={"max_batch_size": 4, "batch_wait_timeout_s": 0.005}, max_ongoing_requests=200)
 class Vision:
     def __init__(self):
-        self.model = network().eval().to(DEVICE)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = network().eval().to(self.device)
 
     def reconfigure(self, config):
         self.classify.set_max_batch_size(config["max_batch_size"])
@@ -37,7 +37,7 @@ class Vision:
     async def classify(self, images):
         batch = torch.stack([self.decode(image) for image in images])
         with torch.inference_mode():
-            scores = self.model(batch.to(DEVICE))
+            scores = self.model(batch.to(self.device))
         return scores.argmax(dim=1).tolist()
 
     @staticmethod

@@ -70,7 +70,7 @@ class Cluster:
         if needed.get("GPU", 0.0) > gpus:
             raise InputError(
                 f"the space asks for {needed['GPU']:g} GPU, but the cluster has {gpus:g}; "
-                "add a node with GPUs, or take the GPU knobs out of the space"
+                "add a node with GPUs, or ask for less in the space or in the application"
             )
         for name in needed:
             kind, _, gpu_type = name.partition(":")

@@ -200,8 +200,12 @@ class ServeTarget:
         check_knobs(space.knobs, self.facts)
         replicas = [replica_resources(self.facts, c) for c in space.configurations]
         needs = [total(each) for each in replicas]
-        for gpus in {tuple(sorted((k, v) for k, v in n.items() if k != "CPU")) for n in needs}:
-            cluster.check_gpus(dict(gpus))
+        least: dict[frozenset[str], dict[str, float]] = {}  # by the types of GPU; what needs more is left out below
+        for needed in needs:
+            of = frozenset(needed) - {"CPU", "GPU"}
+            least[of] = min(needed, least.get(of, needed), key=lambda n: n.get("GPU", 0.0))
+        for needed in least.values():
+            cluster.check_gpus(needed)
         held = [
             (c, each)
             for c, each, needed in zip(space.configurations, replicas, needs, strict=True)

@@ -81,3 +81,21 @@ def test_a_card_that_the_paper_does_not_know_has_a_price() -> None:
     with pytest.raises(InputError, match="no price for GPU type B7000"):
         plan(BATCHED, other, objective="rps_per_dollar", **shares)
     assert not any("price" in note for note in plan(BATCHED, h100, space={"cpu_cores": [1, 2]}).notes)
+
+
+def test_an_application_for_a_gpu_is_searched_without_a_word(tmp_path: Path) -> None:
+    """Fails if one that has a whole card now is not compared with parts of it, or may not have one replica on it."""
+    (tmp_path / "app.py").write_text((APPS / "batched.py").read_text())
+    options = "ray_actor_options: {num_gpus: 1}"
+    config = f"applications: [{{name: a, import_path: 'app:app', deployments: [{{name: Doubler, {options}}}]}}]"
+    (tmp_path / "serve.yaml").write_text(config)
+    card = Cluster(local=True, nodes=({"CPU": 4.0, "GPU": 1.0, "accelerator_type:T4": 1.0},))
+    found = plan(str(tmp_path / "serve.yaml"), card)
+    assert {"gpu_memory", "gpu_share"} < set(found.space.columns)
+    held = np.maximum(found.space.columns["gpu_memory"], found.space.columns["gpu_share"])
+    assert (held * found.space.columns["num_replicas"]).max() == 1
+    (present,) = found.initial
+    assert (present["gpu_memory"], present["gpu_share"], present["num_replicas"]) == (1.0, 1.0, 1)
+    assert "gpu_share" not in plan(str(tmp_path / "serve.yaml"), card, mps="off").space.columns
+    with pytest.raises(InputError, match=r"asks for 0\.1 GPU, but the cluster has 0"):
+        plan(str(tmp_path / "serve.yaml"))
