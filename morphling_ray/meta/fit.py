@@ -77,6 +77,7 @@ def fit_prior(tasks: Sequence[TrainingTask], *, seed: int, about: Mapping[str, A
         taught=taught,
         smooth_lengths=lengths,
         correlation=_correlation(centres, alpha, taught, lengths),
+        effects=np.array([_effect(code.name, tasks, logs) for code in encoding.codes]),
         outcomes=_outcomes(tasks, z_all, centres),
         offset_sd=_OFFSETS[0],
         bottlenecks=bottlenecks.fit(z_all, logs, [t.feasible for t in tasks], centres, np.random.default_rng(seed))
@@ -157,7 +158,7 @@ def _offset(prior: Prior, logs: Sequence[FloatArray], rows: Sequence[IntArray]) 
         own = prior.own(points[ends[t] : ends[t + 1]], task.knobs, names)
         for i, offset in enumerate(_OFFSETS):
             spread = replace(own, offset_sd=np.full(len(names), offset))
-            scores[i] += log_evidence(resembling(said, spread), obs)
+            scores[i] += log_evidence(resembling(said, spread, spread), obs)
     return _OFFSETS[int(scores.argmax())]
 
 
@@ -174,6 +175,35 @@ def _correlation(centres: FloatArray, alpha: FloatArray, taught: FloatArray, len
                 rho = float((a * c).sum() / max(np.sqrt((a**2).sum() * (c**2).sum()), 1e-12))
                 out[m, k] = out[k, m] = _SHRINKAGE * rho
     return out
+
+
+def _effect(knob: str, tasks: Sequence[TrainingTask], logs: Sequence[FloatArray]) -> float:
+    """How far log-metrics of two configurations of a task lie apart that differ in one knob alone, their noise included.
+
+    It is the standard deviation, of the metric that the knob moves most; infinite if no task has two such
+    configurations.
+    """
+    squares = np.array([_squares(knob, task, values) for task, values in zip(tasks, logs)])  # (T, M)
+    known = np.isfinite(squares)
+    if not known.any():
+        return np.inf
+    mean = np.where(known, squares, 0.0).sum(0) / np.maximum(known.sum(0), 1)
+    return float(np.sqrt(mean.max()))
+
+
+def _squares(knob: str, task: TrainingTask, logs: FloatArray) -> FloatArray:
+    """Mean square of such distances in one task, shape `(M,)`; NaN where there are none."""
+    names = [k.name for k in task.knobs if k.name != knob]
+    place: dict[object, int] = {}
+    group = np.array([place.setdefault(tuple(c[n] for n in names), len(place)) for c in task.configurations])
+    total, pairs = np.zeros(len(logs)), np.zeros(len(logs))
+    for m, values in enumerate(logs):
+        good = np.isfinite(values)
+        count = np.bincount(group[good], minlength=len(place))
+        mean = np.bincount(group[good], values[good], len(place)) / np.maximum(count, 1)
+        total[m] = 2.0 * ((values[good] - mean[group[good]]) ** 2).sum()
+        pairs[m] = np.maximum(count - 1, 0).sum()
+    return np.where(pairs > 0, total / np.maximum(pairs, 1), np.nan)
 
 
 def _outcomes(tasks: Sequence[TrainingTask], z: Sequence[FloatArray], centres: FloatArray) -> FloatArray:

@@ -98,6 +98,7 @@ class Covariance:
         residual_sd: Of the smooth residual over `inputs` and `extra`, shape `(M,)`.
         extra_sd: Of a smooth effect of `extra` alone, shape `(M,)`.
         white_sd: Of what belongs to a single configuration and repeats with it, shape `(M,)`.
+        same: A number for each candidate, shape `(n,)`: those with equal ones share their white part. None: none do.
         correlation: R, shape `(M, M)`.
         nearness: Shared by covariances that `dataclasses.replace` made of one another.
     """
@@ -110,6 +111,7 @@ class Covariance:
     extra_sd: FloatArray
     white_sd: FloatArray
     correlation: FloatArray
+    same: IntArray | None = None
     nearness: Nearness = field(default_factory=Nearness, repr=False, compare=False)
 
     @property
@@ -121,7 +123,7 @@ class Covariance:
         """Covariance of all metrics at candidates `i` with all at candidates `j`, shape `(M, len(i), M, len(j))`."""
         metrics = self.metrics
         out = np.empty((metrics, len(i), metrics, len(j)))
-        same = i[:, None] == j[None, :]
+        same = i[:, None] == j if self.same is None else self.same[i][:, None] == self.same[j]
         extra = [self.extra] if self.extra.shape[1] else []
         effect = self.nearness.between(extra, i, j) if extra else None
         for m in range(metrics):

@@ -6,7 +6,8 @@ alike    log y_m(x) = mean_m(x) + sum_t w_t (f_t,m(x) - mean_m(x)) / sqrt(T) + o
          all metrics: the empirical mean and covariance (Wang et al., https://arxiv.org/abs/2109.08215)
 mixture  log y_m(x) = (1 - a) f_s,m(x) + a f_t,m(x) + own_m(x): it is one earlier task, or lies between two
 bottlenecks  it needs other amounts of what earlier tasks needed too (bottlenecks.py), + own_m(x)
-own      a level, a small smooth Matern-5/2 residual and a white part, each correlated between metrics
+own      a level, a small smooth Matern-5/2 residual and a white part, each correlated between metrics; neither of them
+         tells values of a knob apart that made no difference to any earlier task
 
 The surfaces are functions of encoded knobs (basis.py), so the prior is defined at values and in spaces that it was not
 learned on; what it has never seen gets a trend and a smooth effect of its own.
@@ -35,19 +36,22 @@ from morphling_ray.meta.tasks import TrainingTask, matching_rows, pack, unpack
 from morphling_ray.space import Configuration, Knob
 
 FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 
-FORMAT = "morphling_ray prior 4"
+FORMAT = "morphling_ray prior 5"
 UNSEEN_LENGTH = 0.5  # length scale of an unseen knob, in ranges of the space
 UNSEEN_SLOPE, UNSEEN_SD = 1.0, 1.0  # trend of a log-metric over the range of an unseen knob, and what strays from it
 UNSEEN_METRIC = (10.0, 0.7, 0.03)  # level, residual and white part of a metric that the prior never saw
 RESIDUAL_SD = 0.14  # of the residual, in logs
 RESIDUAL_LENGTH = 0.6  # length scale of the residual, in ranges of a knob
 WHITE_SD = 0.05
+LEAST = 0.03  # of a knob's distances, where it made no difference to earlier tasks: it may to a new one
 _ALIKE = 0.4  # probability of the first kind
 # Of the second, by how many residuals the task strays: what it measures shows soon which. A narrower one foretells most
 # configurations better and searches worse: it takes the few that are unlike all earlier tasks for impossible, and the
 # optimum may be one of them.
 _STRAYS = ((1.0, 0.3), (2.0, 0.2), (4.0, 0.1))
+_FAR = 4.0  # from so many on, knobs may make a difference that made none to earlier tasks: such a task is a rare one
 _ALIKE_SD = 0.5  # of a descriptor between tasks that are alike, in logs
 _BOTTLENECKED = 0.4  # probability of the third kind, beside both others
 _MISSES = ((2.0, 0.5), (5.0, 0.5))  # by how many misfits of the earlier tasks a new one strays
@@ -59,7 +63,7 @@ _ENOUGH = 3  # tasks that show how tasks differ; fewer show a mean alone
 _FEASIBLE_PRIOR = (1.9, 0.1)  # works / fails: what is believed where no earlier task was measured
 NEIGHBOURHOOD = 0.7  # within which outcomes tell of one another, at most: a metric may be smooth, failure never is
 _EDGE = 0.15  # length scale of earlier outcomes, in ranges of a knob: failure begins at one value, not gradually
-_ARRAYS = (("centres", 2), ("alpha", 3), ("taught", 2), ("smooth_lengths", 1), ("correlation", 2), ("outcomes", 2))
+_ARRAYS = ("centres", "alpha", "taught", "smooth_lengths", "correlation", "effects", "outcomes")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +79,8 @@ class Prior:
         taught: 1 where the task has the metric, else 0, shape `(M, T)`.
         smooth_lengths: Length scales of the basis by column, shape `(d,)`.
         correlation: Between metrics, of what a new task has of its own, shape `(M, M)`.
+        effects: By knob, how far (standard deviation) log-metrics of two configurations of a task lie apart that differ
+            in nothing else; infinite where no two were measured. Shape `(K,)`.
         outcomes: How often a configuration near each centre worked and failed, shape `(U, 2)`.
         offset_sd: How far a new task's level may lie from those of the earlier ones, in logs.
         bottlenecks: What tasks have in common where their limits move; None where too few tasks were known.
@@ -90,6 +96,7 @@ class Prior:
     taught: FloatArray
     smooth_lengths: FloatArray
     correlation: FloatArray
+    effects: FloatArray
     outcomes: FloatArray
     offset_sd: float
     bottlenecks: Bottlenecks | None = None
@@ -118,18 +125,20 @@ class Prior:
         """
         surfaces, own = self.surfaces(configurations, metrics), self.own(configurations, knobs, metrics)
         gaps = self._gaps(descriptors or {})
-        found = resembling(surfaces, own, gaps)
+        far = self.own(configurations, knobs, metrics, idle=False) if (self._reach() < 1.0).any() else own
+        found = resembling(surfaces, own, far, gaps)
         if self.bottlenecks is None or any(name not in self.metrics for name in metrics):
             return found
         found = [replace(h, log_prior=h.log_prior + float(np.log(1.0 - _BOTTLENECKED))) for h in found]
         which = [self.metrics.index(name) for name in metrics]
-        return found + self._bottlenecked(self.bottlenecks, configurations, own, which, gaps)
+        return found + self._bottlenecked(self.bottlenecks, configurations, own, far, which, gaps)
 
     def _bottlenecked(
         self,
         learned: Bottlenecks,
         configurations: Sequence[Configuration],
         own: Covariance,
+        far: Covariance,
         which: list[int],
         gaps: FloatArray,
     ) -> list[Hypothesis]:
@@ -143,7 +152,7 @@ class Prior:
                 f"bottlenecks x{f:g}",
                 float(np.log(_BOTTLENECKED * p)),
                 templates,
-                replace(own, residual_sd=f * residual),
+                replace(far if f >= _FAR else own, residual_sd=f * residual),
                 log_likely=_likely(weights, gaps),
                 works=templates.works if learned.wall_needs.size else None,
             )
@@ -203,11 +212,26 @@ class Prior:
             out[:, :, k] = np.where(who[:, None], values, values[who].mean(0))
         return out
 
-    def own(self, configurations: Sequence[Configuration], knobs: Sequence[Knob], metrics: Sequence[str]) -> Covariance:
-        """Of what a new task has of its own."""
+    def own(
+        self,
+        configurations: Sequence[Configuration],
+        knobs: Sequence[Knob],
+        metrics: Sequence[str],
+        *,
+        idle: bool = True,
+    ) -> Covariance:
+        """Of what a new task has of its own.
+
+        Args:
+            configurations: The candidates.
+            knobs: Of the space that they come from.
+            metrics: What to model.
+            idle: Knobs that made little difference to earlier tasks make little to this one, too.
+        """
         known = [self.metrics.index(m) if m in self.metrics else None for m in metrics]
         seen = np.array([m is not None for m in known])
-        near = self.encoding.encode(configurations) / RESIDUAL_LENGTH
+        reach = self._reach()[self.encoding.groups] if idle else 1.0
+        near = self.encoding.encode(configurations) * reach / RESIDUAL_LENGTH
         fresh = Encoding.of_space(knobs).encode(configurations) / UNSEEN_LENGTH
         offset, residual, white = UNSEEN_METRIC
         extra, correlation = self.encoding.unseen(knobs).encode(configurations), _correlation(self.correlation, known)
@@ -220,7 +244,25 @@ class Prior:
             extra_sd=np.where(seen, UNSEEN_SD, 0.0),
             white_sd=np.where(seen, WHITE_SD, white),
             correlation=correlation,
+            same=self._same(configurations) if idle else None,
         )
+
+    def _reach(self) -> FloatArray:
+        """By knob, the part of its distances that counts in the residual: little where it made little difference."""
+        return np.asarray(np.clip(self.effects / (np.sqrt(2.0) * RESIDUAL_SD), LEAST, 1.0))
+
+    def _same(self, configurations: Sequence[Configuration]) -> IntArray | None:
+        """A number for each configuration, equal for those that differ in idle knobs alone; None if no knob is idle.
+
+        Idle is one that sets configurations less apart than white parts of their own would, which lie sqrt(2) standard
+        deviations apart. Another of its values is not another chance to be better than expected.
+        """
+        idle = {code.name for code, effect in zip(self.encoding.codes, self.effects) if effect < WHITE_SD}
+        if not idle:
+            return None
+        keys = [tuple((k, v) for k, v in c.items() if k not in idle) for c in configurations]
+        place: dict[object, int] = {}
+        return np.array([place.setdefault(key, len(place)) for key in keys], np.int64)
 
     def feasible(self, configurations: Sequence[Configuration]) -> FloatArray:
         """Probability that each configuration works on a new task, shape `(n,)`."""
@@ -248,7 +290,7 @@ class Prior:
             "offset_sd": self.offset_sd,
             "about": dict(self.about),
         }
-        arrays = {name: getattr(self, name) for name, _ in _ARRAYS}
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
         if self.bottlenecks is not None:
             arrays |= {f"bottlenecks_{name}": values for name, values in vars(self.bottlenecks).items()}
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -279,7 +321,7 @@ class Prior:
                     raise PriorError(
                         f"prior {path} has the format {found!r:.60}, this version reads {FORMAT!r}; train it again"
                     )
-                arrays = {name: np.asarray(file[name], np.float64) for name, _ in _ARRAYS}
+                arrays = {name: np.asarray(file[name], np.float64) for name in _ARRAYS}
                 learned = {f.name: file.get(f"bottlenecks_{f.name}") for f in fields(Bottlenecks)}
                 known = {name: np.asarray(a, np.float64) for name, a in learned.items() if a is not None}
                 earlier = tuple(unpack(file))
@@ -306,11 +348,11 @@ class Prior:
         d, m, t, u = len(self.encoding.groups), len(self.metrics), len(self.tasks), len(self.centres)
         shapes = {
             **{"centres": (u, d), "alpha": (m, 1 + d + u, t), "taught": (m, t), "outcomes": (u, 2)},
-            **{"smooth_lengths": (d,), "correlation": (m, m)},
+            **{"smooth_lengths": (d,), "correlation": (m, m), "effects": (len(self.encoding.codes),)},
         }
         for name, shape in shapes.items():
             values = getattr(self, name)
-            if values.shape != shape or not np.isfinite(values).all():
+            if values.shape != shape or not (np.isfinite(values) | (name == "effects") & (values > 0)).all():
                 raise ValueError(f"{name} must be finite and of shape {shape}, got shape {values.shape}")
         if not 0 < self.offset_sd < np.inf:
             raise ValueError("offset_sd must be positive")
@@ -318,12 +360,15 @@ class Prior:
             self.bottlenecks.check(m, t, Hats(self.centres).count)
 
 
-def resembling(surfaces: FloatArray, own: Covariance, gaps: FloatArray | None = None) -> list[Hypothesis]:
+def resembling(
+    surfaces: FloatArray, own: Covariance, far: Covariance, gaps: FloatArray | None = None
+) -> list[Hypothesis]:
     """What a new task may have to do with earlier ones.
 
     Args:
         surfaces: Log-metrics of the earlier tasks, shape `(T, n, M)`.
         own: Covariance of what a new task has of its own.
+        far: The same of one that strays far.
         gaps: How far each earlier task lies from the new one in each of D descriptors, in logs, shape `(T, D)`.
     """
     tasks = len(surfaces)
@@ -333,7 +378,8 @@ def resembling(surfaces: FloatArray, own: Covariance, gaps: FloatArray | None = 
     mixtures = np.vstack([np.eye(tasks), pairs(tasks, MIXTURES)])
     likely = None if gaps is None else _likely(mixtures, gaps)
     between = Mixtures(surfaces, mixtures)
-    straying = [(f"mixture x{f:g}", p, replace(own, residual_sd=f * own.residual_sd)) for f, p in _STRAYS]
+    wide = {f: far if f >= _FAR else own for f, _ in _STRAYS}
+    straying = [(f"mixture x{f:g}", p, replace(wide[f], residual_sd=f * own.residual_sd)) for f, p in _STRAYS]
     return [
         Hypothesis("alike", float(np.log(_ALIKE)), Mixtures(surfaces, average), alike),
         *(

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import pytest
-from synthetic import OBJECTIVE, SPACE, Task, prior, wrong_prior
+from synthetic import KNOBS, OBJECTIVE, SPACE, Task, prior, wrong_prior
 
 from morphling_ray.measurement import Measurement
+from morphling_ray.meta.fit import fit_prior
 from morphling_ray.meta.prior import Prior
 from morphling_ray.objective import ExpressionObjective, Prices, ServingObjective
 from morphling_ray.search.acquisition import Values, quasi_normals
@@ -44,6 +45,35 @@ def test_a_prior_saves_samples() -> None:
     without = [samples_needed(task, None, budget=12) for task in tasks]
     assert np.mean(with_prior) < 0.67 * np.mean(without)
     assert np.median(with_prior) <= 4
+
+
+def test_a_knob_that_never_mattered_is_no_other_chance() -> None:
+    """Fails if a search tries again with another value what the prior says is the same, or believes that to the end."""
+    space = SearchSpace((*KNOBS, Knob("memory", (1, 2, 4, 8), scale="log")))
+    learned = fit_prior([Task(i).training(space.knobs) for i in range(10)], seed=0)
+    assert learned.effects[learned.knobs.index("memory")] == 0.0
+    assert (learned.effects > 0.1).sum() == len(KNOBS)
+    objective = ExpressionObjective("value", "rps", ["latency_ms <= 100"], metrics=("rps", "latency_ms"))
+
+    def search(trials: int, power: float) -> tuple[set[tuple[object, ...]], Configuration]:
+        sampler, tried = MorphlingSampler(space, objective, seed=0, learned=learned), set()
+        for _ in range(trials):
+            one = sampler.suggest()
+            assert one is not None
+            measured = Task(21).measure(one)
+            if measured.feasible:
+                faster = float(one["memory"]) ** power
+                measured = replace(measured, metrics={**measured.metrics, "rps": faster * measured.metrics["rps"]})
+            sampler.observe(one, measured)
+            tried.add(tuple(value for name, value in one.items() if name != "memory"))
+        (best,) = sampler.finalists(1)
+        return tried, best
+
+    tried, best = search(4, power=0.0)
+    assert len(tried) == 4
+    fastest = max(Task(21).measure(c).metrics["rps"] for c in SPACE.configurations if Task(21).truth(c) > 0)
+    assert Task(21).measure(best).metrics["rps"] > 0.95 * fastest
+    assert search(14, power=0.5)[1]["memory"] == 8
 
 
 def test_a_prior_knows_knobs_by_their_places_too() -> None:
