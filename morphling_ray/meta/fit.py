@@ -178,7 +178,7 @@ def _correlation(centres: FloatArray, alpha: FloatArray, taught: FloatArray, len
 
 
 def _effect(knob: str, tasks: Sequence[TrainingTask], logs: Sequence[FloatArray]) -> float:
-    """How far log-metrics of two configurations of a task lie apart that differ in one knob alone, their noise included.
+    """How far log-metrics of two configurations of a task lie apart that differ in one knob alone, noise and all.
 
     It is the standard deviation, of the metric that the knob moves most; infinite if no task has two such
     configurations.
