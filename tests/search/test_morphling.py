@@ -56,7 +56,8 @@ def test_a_knob_that_never_mattered_is_no_other_chance() -> None:
     objective = ExpressionObjective("value", "rps", ["latency_ms <= 100"], metrics=("rps", "latency_ms"))
 
     def search(trials: int, power: float) -> tuple[set[tuple[object, ...]], Configuration]:
-        sampler, tried = MorphlingSampler(space, objective, seed=0, learned=learned), set()
+        sampler = MorphlingSampler(space, objective, seed=0, learned=learned)
+        tried: set[tuple[object, ...]] = set()
         for _ in range(trials):
             one = sampler.suggest()
             assert one is not None
