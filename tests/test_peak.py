@@ -237,6 +237,29 @@ def test_a_pooled_peak_that_cannot_beat_the_incumbent_is_rejected_after_one_wind
     assert found.probes == ()
 
 
+def test_a_closed_loop_that_was_held_back_is_not_the_limit() -> None:
+    """Fails if a server that its own driver kept waiting is taken for a slow one, or is rejected without a window."""
+    probe, asked = queue(0.01, slo_s=1.0)  # the peak is at 95 RPS
+    assert pooled_peak(probe, capacity_rps=60.0, alone_s=ALONE_S, slo_s=1.0, start_rps=45.0) is None
+    assert asked[-1] == pytest.approx(0.97 * 60.0)
+    plain, _ = server(meets(95.0))
+    found = find_peak(plain, capacity_rps=60.0, start_rps=58.0, most_rps=120.0)
+    assert found.peak_rps == pytest.approx(95.0, rel=0.1)
+    for needed, most, windows in ((90.0, 120.0, [90.0]), (98.0, 120.0, [98.0]), (130.0, 120.0, []), (70.0, None, [])):
+        probe, asked = queue(0.01, slo_s=1.0)
+        search = pooled_peak(
+            probe,
+            capacity_rps=60.0,
+            alone_s=ALONE_S,
+            slo_s=1.0,
+            start_rps=45.0,
+            needed_rps=needed,
+            most_rps=most,
+        )
+        assert asked == windows
+        assert (search is None) if needed == 90.0 else (search is not None and search.rejected)
+
+
 @pytest.mark.parametrize("how", [{"errors": 3}, {"tail_s": 0.0}, {"verdict": Verdict.INVALID}])
 def test_windows_that_cannot_be_read_are_left_to_the_search_by_verdicts(how: dict[str, object]) -> None:
     """Fails if failed requests, too few of them or a late driver are taken for a queue."""

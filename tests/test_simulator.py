@@ -159,8 +159,9 @@ def test_validation_finds_the_numbers_that_made_the_data() -> None:
 def test_validation_prints_every_model_and_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert validate.main([]) == 0
     out = capsys.readouterr().out.splitlines()
-    recorded = [load_surfaces(Path("experiments/surfaces") / name).surfaces for name in ("zoo", "h100")]
-    assert len(out) == sum(2 + len(surfaces) for surfaces in recorded)
+    folder = Path("experiments/surfaces")
+    recorded = [recordings.cpu(folder / "zoo"), recordings.h100(folder / "h100")]
+    assert len(out) == sum(2 + len(recording.tasks) for recording in recorded)
     assert "families held out" in out[-2]
     assert "the zoo on shares of an H100" in out[-2]
 

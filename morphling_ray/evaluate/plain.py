@@ -10,10 +10,19 @@ from copy import copy
 from morphling_ray.evaluate.attempt import Attempt
 from morphling_ray.evaluate.batching import BatchingTwin
 from morphling_ray.evaluate.stand import Stand
-from morphling_ray.load.peak import MedianBound, PeakSearch, closed_peak, find_peak, pooled_peak
+from morphling_ray.load.peak import (
+    AT_CAPACITY,
+    CAPACITY_ERROR,
+    HELD_BACK,
+    MedianBound,
+    PeakSearch,
+    closed_peak,
+    find_peak,
+    pooled_peak,
+)
 from morphling_ray.load.sequential import late_alone
 from morphling_ray.load.window import lone_tail_s
-from morphling_ray.measurement import Measurement, Probe
+from morphling_ray.measurement import Measurement, Probe, Verdict
 from morphling_ray.objective import Slo
 from morphling_ray.serving.failures import of_requests, ran_out
 from morphling_ray.serving.serve_config import largest_batch
@@ -90,7 +99,7 @@ class PlainProbes:
                 return attempt.measurement(
                     infeasible_because=f"SLO missed at any rate: not {self._slo}, no answer at all"
                 )
-            search = self.find_peak(attempt, capacity.achieved_rps)
+            search = self.find_peak(attempt, capacity.achieved_rps, busy=capacity.driver_cpu)
         if search.peak_rps > 0 and not search.rejected:
             self._ratios.append(search.peak_rps / capacity.achieved_rps)
         return self.found(attempt, search, capacity_rps=capacity.achieved_rps)
@@ -117,20 +126,28 @@ class PlainProbes:
             capacity = larger
         return capacity
 
-    def find_peak(self, attempt: Attempt, capacity_rps: float) -> PeakSearch:
-        """Read off a few windows, or by their verdicts where these cannot be read."""
+    def find_peak(self, attempt: Attempt, capacity_rps: float, busy: float = 0.0) -> PeakSearch:
+        """Read off a few windows, or by their verdicts where these cannot be read.
+
+        Args:
+            attempt: At the configuration that is up.
+            capacity_rps: What a closed loop was served.
+            busy: Share of its time in which the driver of that loop computed, while the server may have waited for it.
+        """
         if self.closed_loop:
             return self._in_closed_loop(attempt, capacity_rps)
-        search = self._in_open_loop(attempt, capacity_rps)
+        most_rps = min(HELD_BACK, (1 + CAPACITY_ERROR) / max(1.0 - busy, 1 / HELD_BACK)) * capacity_rps
+        search = self._in_open_loop(attempt, capacity_rps, most_rps)
         if attempt.late_alone and not (search.peak_rps or search.rejected):
             # A machine that stands still for a few seconds looks just like that.
-            search = self._in_open_loop(attempt, capacity_rps)
+            search = self._in_open_loop(attempt, capacity_rps, most_rps)
         if search.driver_limited:
             attempt.notes.append("the load driver, not the server, limited the highest rate that was tried")
         return search
 
-    def _in_open_loop(self, attempt: Attempt, capacity_rps: float) -> PeakSearch:
+    def _in_open_loop(self, attempt: Attempt, capacity_rps: float, most_rps: float) -> PeakSearch:
         """The highest rate that meets the SLO."""
+        before = len(attempt.probes)
         usual = statistics.median(self._ratios) * capacity_rps
         start_rps = self.expected(attempt.configuration, capacity_rps) if attempt.confirm else usual
         self._stand.settle()
@@ -152,11 +169,16 @@ class PlainProbes:
                 windows=WINDOWS,
                 median=self.median(statistics.median(alone)),
                 least_rps=LEAST_RPS,
+                most_rps=most_rps,
             )
         if search is None:
+            met = [p.rate_rps for p in attempt.probes[before:] if p.verdict is Verdict.MET]
+            if beyond := max(met, default=0.0) >= AT_CAPACITY * capacity_rps:
+                start_rps = max(met)
             search = find_peak(
                 lambda rate: self.probe(attempt, rate, windows=GROWS),
                 capacity_rps=capacity_rps,
+                most_rps=HELD_BACK * capacity_rps if beyond else None,
                 start_rps=start_rps,
                 step=CONFIRM_STEP if attempt.confirm else SEARCH_STEP,
                 rel_tol=CONFIRM_TOL if attempt.confirm else SEARCH_TOL,

@@ -16,6 +16,9 @@ from morphling_ray.measurement import Probe, Verdict
 ProbeAt = Callable[[float], Probe]
 FloatArray = npt.NDArray[np.float64]
 CAPACITY_ERROR = 0.08  # a capacity from a window of one second is off by that much at times
+# A closed loop may be held back by whoever keeps it going: its driver, a proxy, or requests that wait for answers.
+HELD_BACK = 2.0  # times as much is looked for where windows show that it was
+AT_CAPACITY = 0.95  # of the capacity: a window at such a rate that meets the SLO shows that
 LEAST_EXCESS = 1e-3  # of the SLO's latency, above that of lone requests
 LOWEST_SHARE, HIGHEST_SHARE = 0.2, 0.97  # of the capacity: between these a window tells where the peak is
 OUT_OF_SIGHT = 0.5  # of the lowest rate that can be read: a peak that is foretold below is not looked for
@@ -97,6 +100,7 @@ def pooled_peak(
     windows: int = 3,
     median: MedianBound | None = None,
     least_rps: float = 0.0,
+    most_rps: float | None = None,
 ) -> PeakSearch | None:
     """The peak as a few windows around it foretell it together.
 
@@ -112,26 +116,33 @@ def pooled_peak(
         median: See `read_off`.
         least_rps: Below this a window has too few requests to be read. Where a peak far below is foretold, a miss there
             ends the search, with a peak of 0.
+        most_rps: What it serves at most, however the closed loop was held back; None: about its capacity.
 
     Returns:
-        None where the windows cannot be read: failed requests, too few of them, or nothing that resembles a queue.
+        None where the windows cannot be read: failed requests, too few of them, nothing that resembles a queue, or one
+        that serves more than its capacity.
     """
-    if needed_rps is not None and capacity_rps * (1 + CAPACITY_ERROR) <= needed_rps:
-        upper = capacity_rps * (1 + CAPACITY_ERROR)
-        return PeakSearch(peak_rps=0.0, upper_rps=upper, rejected=True, driver_limited=False, probes=())
+    most_rps = max(most_rps or 0.0, capacity_rps * (1 + CAPACITY_ERROR))
+    if needed_rps is not None and most_rps <= needed_rps:
+        return PeakSearch(peak_rps=0.0, upper_rps=most_rps, rejected=True, driver_limited=False, probes=())
     probes: list[Probe] = []
     rates: list[float] = []
     logs: list[float] = []
     rate = start_rps if needed_rps is None else needed_rps
     lowest = max(LOWEST_SHARE * capacity_rps, least_rps)
     for _ in range(windows):
-        rate = min(max(rate, lowest), HIGHEST_SHARE * capacity_rps)
+        beyond = needed_rps is not None and needed_rps > capacity_rps and not probes
+        rate = rate if beyond else min(max(rate, lowest), HIGHEST_SHARE * capacity_rps)
         whole = needed_rps is None or bool(probes)
         result = probe(rate, whole)
         probes.append(result)
         if result.verdict is Verdict.INVALID:
             result = probe(rate, whole)
             probes.append(result)
+        if beyond and result.verdict is Verdict.MISSED:
+            return PeakSearch(peak_rps=0.0, upper_rps=rate, rejected=True, driver_limited=False, probes=tuple(probes))
+        if result.verdict is Verdict.MET and result.rate_rps >= AT_CAPACITY * capacity_rps:
+            return None
         found = read_off(result, capacity_rps=capacity_rps, alone_s=alone_s, slo_s=slo_s, median=median)
         if result.verdict is Verdict.INVALID or result.errors or not result.tail_s or not found:
             return None
@@ -188,6 +199,7 @@ def find_peak(
     rel_tol: float = 0.1,
     max_probes: int = MOST_PROBES,
     floor_ratio: float = 1 / 32,
+    most_rps: float | None = None,
 ) -> PeakSearch:
     """Largest rate that meets the SLO, to within `rel_tol`, for a server that saturates at `capacity_rps`.
 
@@ -199,16 +211,18 @@ def find_peak(
 
     Args:
         probe: Measures one window at a rate.
-        capacity_rps: Throughput under a closed loop: no open-loop rate above it can be sustained.
+        capacity_rps: Throughput under a closed loop.
         start_rps: Where to start, for example a usual share of the capacity.
         step: First step, relative.
         needed_rps: The peak that would be of interest.
         rel_tol: Ends when the lowest miss is at most this much above the highest pass.
         max_probes: Ends after this many probes.
         floor_ratio: The lowest rate that is tried, as a share of the capacity; gives up (peak 0) when it misses.
+        most_rps: No rate above can be sustained; None: about the capacity.
     """
     probes: list[Probe] = []
-    low, high, floor = 0.0, capacity_rps * (1 + CAPACITY_ERROR), capacity_rps * floor_ratio
+    low, floor = 0.0, capacity_rps * floor_ratio
+    high = max(most_rps or 0.0, capacity_rps * (1 + CAPACITY_ERROR))
     missed = driver_limited = False
 
     def found(*, rejected: bool = False) -> PeakSearch:
