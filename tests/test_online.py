@@ -222,7 +222,8 @@ def test_settings_are_taken_while_serves_controller_is_gone(served: tuple[Any, A
     small = {"cpu_cores": 1, "max_batch_size": 2, "batch_wait_timeout_ms": 0}
     deployer.deploy(small)
     for size in (16, 4):
-        (controller,) = [p for p in psutil.process_iter() if " ".join(p.cmdline()).startswith("ray::ServeController")]
+        every = psutil.process_iter(["cmdline"])  # None of one that has just ended
+        (controller,) = [p for p in every if " ".join(p.info["cmdline"] or ()).startswith("ray::ServeController")]
         controller.kill()
         (replica,) = deployer.deploy({**small, "max_batch_size": size})
         state = ReplicaBatcher(replica.actor_name).state()
