@@ -162,7 +162,8 @@ async def _offer_around(promised_rps: float, command: Sequence[str], rounds: int
         passing = np.flatnonzero(isotonic_regression(usual).x <= allowed)
         offered = rates[held]
         last = int(passing[-1]) if len(passing) else 0
-        found = float(np.sqrt(offered[last] * offered[min(last + len(passing[:1]), len(offered) - 1)]))
+        beyond = min(last + 1, len(offered) - 1) if len(passing) else 0  # at either end: that rate, or more, or less
+        found = float(np.sqrt(offered[last] * offered[beyond]))
     told = [[None if math.isnan(share) else round(float(share), 4) for share in row] for row in late]
     return {"found_rps": found, "rates_rps": rates.tolist(), "late": told, "paused": paused}
 

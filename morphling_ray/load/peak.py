@@ -136,7 +136,7 @@ def pooled_peak(
         whole = needed_rps is None or bool(probes)
         result = probe(rate, whole)
         probes.append(result)
-        if result.verdict is Verdict.INVALID:
+        if result.verdict is Verdict.INVALID or (beyond and _narrow(result)):
             result = probe(rate, whole)
             probes.append(result)
         if beyond and result.verdict is Verdict.MISSED:

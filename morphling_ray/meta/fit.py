@@ -20,7 +20,8 @@ from morphling_ray.meta.basis import MAX_CENTRES, Smoothing, basis, smooth_tasks
 from morphling_ray.meta.encoding import Encoding
 from morphling_ray.meta.ensemble import log_evidence
 from morphling_ray.meta.gaussian import Observations, squared_distances
-from morphling_ray.meta.prior import Prior, resembling
+from morphling_ray.meta.prior import Prior
+from morphling_ray.meta.resembling import resembling
 from morphling_ray.meta.tasks import TrainingTask
 from morphling_ray.space import Knob
 

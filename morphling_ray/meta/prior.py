@@ -30,8 +30,9 @@ from morphling_ray.errors import PriorError
 from morphling_ray.meta.basis import basis
 from morphling_ray.meta.bottlenecks import ENOUGH, Bottlenecks, Hats
 from morphling_ray.meta.encoding import Encoding
-from morphling_ray.meta.ensemble import Hypothesis, Mixtures
+from morphling_ray.meta.ensemble import Hypothesis
 from morphling_ray.meta.gaussian import Covariance, cholesky, matern52, squared_distances
+from morphling_ray.meta.resembling import FAR, likely, pairs, resembling
 from morphling_ray.meta.tasks import TrainingTask, matching_rows, pack, unpack
 from morphling_ray.space import Configuration, Knob
 
@@ -46,20 +47,10 @@ RESIDUAL_SD = 0.14  # of the residual, in logs
 RESIDUAL_LENGTH = 0.6  # length scale of the residual, in ranges of a knob
 WHITE_SD = 0.05
 LEAST = 0.03  # of a knob's distances, where it made no difference to earlier tasks: it may to a new one
-_ALIKE = 0.4  # probability of the first kind
-# Of the second, by how many residuals the task strays: what it measures shows soon which. A narrower one foretells most
-# configurations better and searches worse: it takes the few that are unlike all earlier tasks for impossible, and the
-# optimum may be one of them.
-_STRAYS = ((1.0, 0.3), (2.0, 0.2), (4.0, 0.1))
-_FAR = 4.0  # from so many on, knobs may make a difference that made none to earlier tasks: such a task is a rare one
-_ALIKE_SD = 0.5  # of a descriptor between tasks that are alike, in logs
 _BOTTLENECKED = 0.4  # probability of the third kind, beside both others
 _MISSES = ((2.0, 0.5), (5.0, 0.5))  # by how many misfits of the earlier tasks a new one strays
 _MISFIT = 0.03, 0.3  # within which the misfit is taken for what a new task strays by
-MIXTURES = 600  # of two earlier tasks each
 DRAWN = 4000  # tasks that there might be, of the third kind
-_BEYOND = 0.3  # how far a mixture may lie outside the two, as a share of their difference
-_ENOUGH = 3  # tasks that show how tasks differ; fewer show a mean alone
 _FEASIBLE_PRIOR = (1.9, 0.1)  # works / fails: what is believed where no earlier task was measured
 NEIGHBOURHOOD = 0.7  # within which outcomes tell of one another, at most: a metric may be smooth, failure never is
 _EDGE = 0.15  # length scale of earlier outcomes, in ranges of a knob: failure begins at one value, not gradually
@@ -152,8 +143,8 @@ class Prior:
                 f"bottlenecks x{f:g}",
                 float(np.log(_BOTTLENECKED * p)),
                 templates,
-                replace(far if f >= _FAR else own, residual_sd=f * residual),
-                log_likely=_likely(weights, gaps),
+                replace(far if f >= FAR else own, residual_sd=f * residual),
+                log_likely=likely(weights, gaps),
                 works=templates.works if learned.wall_needs.size else None,
             )
             for f, p in _MISSES
@@ -360,40 +351,6 @@ class Prior:
             self.bottlenecks.check(m, t, Hats(self.centres).count)
 
 
-def resembling(
-    surfaces: FloatArray, own: Covariance, far: Covariance, gaps: FloatArray | None = None
-) -> list[Hypothesis]:
-    """What a new task may have to do with earlier ones.
-
-    Args:
-        surfaces: Log-metrics of the earlier tasks, shape `(T, n, M)`.
-        own: Covariance of what a new task has of its own.
-        far: The same of one that strays far.
-        gaps: How far each earlier task lies from the new one in each of D descriptors, in logs, shape `(T, D)`.
-    """
-    tasks = len(surfaces)
-    average = np.full((1, tasks), 1.0 / tasks)
-    deviations = (surfaces - surfaces.mean(0)) / np.sqrt(tasks) * float(tasks >= _ENOUGH)
-    alike = replace(own, features=np.concatenate([deviations.transpose(2, 1, 0), own.features], axis=2))
-    mixtures = np.vstack([np.eye(tasks), pairs(tasks, MIXTURES)])
-    likely = None if gaps is None else _likely(mixtures, gaps)
-    between = Mixtures(surfaces, mixtures)
-    wide = {f: far if f >= _FAR else own for f, _ in _STRAYS}
-    straying = [(f"mixture x{f:g}", p, replace(wide[f], residual_sd=f * own.residual_sd)) for f, p in _STRAYS]
-    return [
-        Hypothesis("alike", float(np.log(_ALIKE)), Mixtures(surfaces, average), alike),
-        *(
-            Hypothesis(name, float(np.log(p)), between, covariance, log_likely=likely)
-            for name, p, covariance in straying
-        ),
-    ]
-
-
-def _likely(mixtures: FloatArray, gaps: FloatArray) -> FloatArray | None:
-    """Log of how likely each mixture of earlier tasks is by its descriptors, shape `(J,)`; None where none is known."""
-    return -0.5 * ((mixtures @ gaps / _ALIKE_SD) ** 2).sum(1) if gaps.size else None
-
-
 def _trends(extra: FloatArray, correlation: FloatArray, slope_sd: FloatArray) -> FloatArray:
     """Features of a linear trend along each column of what the prior never saw, shape `(M, n, M e)`.
 
@@ -414,16 +371,4 @@ def _correlation(learned: FloatArray, known: Sequence[int | None]) -> FloatArray
         for j, k in enumerate(known):
             if m is not None and k is not None:
                 out[i, j] = learned[m, k]
-    return out
-
-
-def pairs(tasks: int, count: int) -> FloatArray:
-    """Weights of mixtures of two tasks each, shape `(count, tasks)`, always the same; none of a single task."""
-    rng = np.random.default_rng(0)
-    out = np.zeros((count if tasks > 1 else 0, tasks))
-    rows = np.arange(len(out))
-    a = rng.integers(tasks, size=len(out))
-    b = (a + rng.integers(1, max(tasks, 2), size=len(out))) % tasks
-    share = rng.uniform(-_BEYOND, 1.0 + _BEYOND, len(out))
-    out[rows, a], out[rows, b] = 1.0 - share, share
     return out
