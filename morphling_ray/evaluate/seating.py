@@ -19,7 +19,7 @@ from morphling_ray.evaluate.room import Replicas, Room, claim, remaining, within
 from morphling_ray.space import Configuration
 
 LOOK_S = 1.0  # between two looks at the nodes, while a trial waits
-DOUBT_S = 10.0  # that a node is left alone after a lane there was lost: Ray takes seconds to see that a node is gone
+DOUBT_S = 20.0  # that a node is left alone after a lane there was lost: Ray sees after 5 x 3 s that a node is gone
 CLOSE_S = 30.0
 NEIGHBOURS = 0.1  # share of its throughput that a trial may lose to another one on its node
 LOOKS = 3  # at the throughput of each of two, alone and beside the other
