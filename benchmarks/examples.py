@@ -1,9 +1,9 @@
 """Whether what is promised holds: `python -m benchmarks.examples`.
 
 Each example is tuned by the command in its README, its Serve config is started with `serve run` as a user would, and a
-client that shares nothing with our load driver but the requests offers Poisson load at rates around the promised peak.
-Each rate is held, and what comes in its first part is not judged: a server that begins without a queue keeps an SLO for
-seconds at rates that it cannot sustain.
+client that shares nothing with our load driver but the requests offers Poisson load at rates around the promised peak,
+twice each. A rate is held, and what comes in the first part is not judged: a server that begins without a queue keeps
+an SLO for seconds at rates that it cannot sustain.
 """
 
 import argparse
@@ -40,7 +40,8 @@ COMMANDS = {
     for line in (EXAMPLES / "README.md").read_text().splitlines()
     if "python -m morphling_ray.tune" in line
 }
-LOW, HIGH, RATES, ROUNDS = 0.75, 1.2, 8, 5
+LOW, HIGH, RATES = 0.75, 1.2, 8
+VISITS, ROUNDS = 2, 3  # of each rate, so that not all that is known of one is of one bad minute; and windows in each
 WINDOW_S, LONGEST_S, REQUESTS = 2.5, 8.0, 100  # a window has so many requests, unless it gets longer than that
 OWN_PAUSE, TRIES = 0.25, 3  # of the SLO: a window in which the client itself stood still for so long does not count
 PATIENCE_S = 1.0  # beyond the SLO: a longer backlog will not go away, and is given up
@@ -84,7 +85,7 @@ def promised_and_found(folder: Path, command: Sequence[str], max_trials: str, ro
         folder: Where to do so; the run is in `out` there.
         command: What says which application it is: arguments of `python -m morphling_ray.tune`.
         max_trials: Of the search.
-        rounds: How often each rate is offered.
+        rounds: Windows in which each rate is offered, each time.
     """
     tune = [sys.executable, "-m", "morphling_ray.tune", *command, "--max-trials", max_trials, "--run-dir", "out"]
     paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -143,18 +144,20 @@ async def _offer_around(promised_rps: float, command: Sequence[str], rounds: int
     payloads = target.source.payloads()
     rng = np.random.default_rng(0)
     rates = promised_rps * np.geomspace(LOW, HIGH, RATES)
-    late, paused = np.full((rounds, RATES), np.nan), 0
+    late: FloatArray = np.full((VISITS, rounds, RATES), np.nan)
+    paused = 0
     window_s = min(LONGEST_S, max(WINDOW_S, REQUESTS / promised_rps))
     await _held(send, payloads, promised_rps / 2, window_s, 1, slo, rng)  # which warms everything up
-    for i in rng.permutation(RATES):
+    for visit, i in [(visit, i) for visit in range(VISITS) for i in rng.permutation(RATES)]:
         for _ in range(TRIES):
             shares, pauses_s = await _held(send, payloads, float(rates[i]), window_s, 1 + rounds, slo, rng)
             stood = pauses_s > OWN_PAUSE * slo.latency_s
             stood[1:] |= stood[:-1]  # the next window still serves what came too late in this one
-            late[:, i] = np.where(stood, np.nan, shares)[1:]
+            late[visit, :, i] = np.where(stood, np.nan, shares)[1:]
             paused += int(stood[1:].sum())
             if not stood[1:].all():
                 break
+    late = late.reshape(-1, RATES)
     held = np.isfinite(late).any(0)  # rates that the client itself could hold
     allowed, found = 1 - slo.percentile / 100, float("nan")
     if held.any():

@@ -1,26 +1,25 @@
 """The driver and the estimates against servers whose peak can be computed: `python -m benchmarks.known_truth`.
 
-M/D/1 and M/M/1 by plain probes (by simulation, and 1 / s - ln(100) / SLO), a batching server by the twin
-and by plain probes (the batcher's rule, simulated). Each is computed twice: for the server alone, and with what the way
-there and back adds to a request, through Ray and on this machine, as requests without company show it.
+M/D/1 and M/M/1 by plain probes (by simulation, and 1 / s - ln(100) / SLO), a batching server by the twin and by plain
+probes (the batcher's rule, simulated). Long windows in between (`bench.Reference`) show what Ray and the machine make
+of the computed peak, and so how much of a difference is the estimate's.
 """
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from benchmarks.bench import keep, serving, spread
+from benchmarks.bench import Reference, keep, serving, spread
 from benchmarks.servers import BATCH_S, ITEM_S, MEAN_S
 from morphling_ray.serving.twin import NO_STRAYS, simulate
 from morphling_ray.space import Configuration
 
-FloatArray = npt.NDArray[np.float64]
 SLO_S = 0.1
 ARRIVALS = 500_000
-ALONE, LOOKS = 100, 10  # requests without company, at most; and how often
+WINDOWS = 5  # of the reference, for each estimate
 ONE: Configuration = {"cpu_cores": 1}
 BATCHES: Configuration = {**ONE, "max_batch_size": 8, "batch_wait_timeout_ms": 10}
 
@@ -31,75 +30,53 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=8)
     arguments = parser.parse_args(argv)
     batches_s = [0.0, *(BATCH_S + ITEM_S * size for size in range(1, 9))]
-    computed: dict[str, Callable[[FloatArray], float]] = {
-        "md1": lambda way_s: peak([0.0, MEAN_S], (1, 0.0), way_s),
-        "mm1": exponential_peak,
-        "batching": lambda way_s: peak(batches_s, (8, 0.01), way_s),
+    computed = {
+        "md1": peak([0.0, MEAN_S], (1, 0.0)),
+        "mm1": 1 / MEAN_S - np.log(100) / SLO_S,
+        "batching": peak(batches_s, (8, 0.01)),
     }
-    rows, way_s = [], np.zeros(1)
-    for app, compute in computed.items():
+    rows: list[dict[str, Any]] = []
+    for app, truth in computed.items():
         space = None if app == "batching" else {"cpu_cores": [1]}
-        with serving(app=f"benchmarks.servers:{app}", space=space) as (_, evaluator, say):
+        with serving(app=f"benchmarks.servers:{app}", space=space) as (_, evaluator, _say):
             configuration = BATCHES if app == "batching" else ONE
             evaluator.measure(configuration, exact=True)  # deployed and warm
-            if app == "md1":  # the one whose every request takes as long
-                alone_s = np.concatenate([evaluator.stand.crew.alone(ALONE) for _ in range(LOOKS)])
-                way_s = np.maximum(alone_s - MEAN_S, 0.0)
-                middle, tail = 1e3 * np.quantile(way_s, (0.5, 0.99))
-                say(f"the way there and back: {middle:.1f} ms, p99 {tail:.1f} ms")
-            truth, through_ray = compute(np.zeros(1)), compute(way_s)
-            for path in ("probes", "twin") if app == "batching" else ("probes",):
-                found = [
-                    evaluator.again(configuration, by_probes=path == "probes", seed=seed).metrics["peak_rps"]
-                    for seed in range(arguments.repeats)
-                ]
-                rows.append(
-                    {
-                        "app": app,
-                        "path": path,
-                        "computed_rps": truth,
-                        "computed_with_way_rps": through_ray,
-                        "found_rps": found,
-                    }
-                )
-        for row in rows[-1 - (app == "batching") :]:
-            ratio = np.array(row["found_rps"]) / truth
-            middle = float(np.median(ratio))
+            reference = Reference(truth, seed=1)
+            found: dict[str, list[float]] = {
+                path: [] for path in (("probes", "twin") if app == "batching" else ("probes",))
+            }
+            for seed in range(arguments.repeats):
+                for path, peaks in found.items():
+                    by_probes = path == "probes"
+                    peaks.append(evaluator.again(configuration, by_probes=by_probes, seed=seed).metrics["peak_rps"])
+                for _ in range(WINDOWS):
+                    reference.window(evaluator.stand.crew)
+        for path, peaks in found.items():
+            row = {"app": app, "path": path, "computed_rps": float(truth), "found_rps": peaks}
+            rows.append({**row, "reference_rps": reference.peak_rps()})
+            ratio = np.array(peaks) / truth
             print(
-                f"{app:>8} by {row['path']:>6}: computed {truth:.1f} RPS, measured / computed {middle:.3f} "
+                f"{app:>8} by {path:>6}: computed {truth:.1f} RPS, measured / computed {np.median(ratio):.3f} "
                 f"({ratio.min():.3f} to {ratio.max():.3f}, coefficient of variation {spread(ratio):.1%}); "
-                f"with the way {through_ray:.1f} RPS, measured / computed {middle * truth / through_ray:.3f}"
+                f"long windows / computed {reference.peak_rps() / truth:.3f}, of {reference.seconds:.0f} s",
+                flush=True,
             )
     keep("known_truth", rows, argv or sys.argv[1:])
     return 0
 
 
-def peak(seconds: Sequence[float], setting: tuple[int, float], way_s: FloatArray) -> float:
+def peak(seconds: Sequence[float], setting: tuple[int, float]) -> float:
     """The computed peak of a batching server: its rule on half a million Poisson arrivals, at rates around the peak.
 
     Args:
         seconds: Of batches of 0 to `max_batch_size` requests.
         setting: `max_batch_size`, and the wait in seconds.
-        way_s: What each request takes besides: a sample, shape `(n,)`.
     """
-    rng = np.random.default_rng(0)
-    unit = np.cumsum(rng.exponential(size=ARRIVALS))
+    unit = np.cumsum(np.random.default_rng(0).exponential(size=ARRIVALS))
     capacity = max(size / s for size, s in enumerate(seconds) if size)
     rates = capacity * np.linspace(0.7, 0.98, 15)
     latency = simulate(unit / rates[:, None], np.array(seconds), [setting] * len(rates), NO_STRAYS, seed=0)
-    late = np.maximum((latency + rng.choice(way_s, ARRIVALS) > SLO_S).mean(1), 1e-6)
-    return _crossing(rates, late)
-
-
-def exponential_peak(way_s: FloatArray) -> float:
-    """The computed peak of M/M/1, whose latencies are exponential with a mean of 1 / (1 / s - rate); see `peak`."""
-    rates = np.geomspace(0.2, 0.99, 200) / MEAN_S
-    late = np.exp(-np.maximum(SLO_S - way_s, 0.0) * (1 / MEAN_S - rates)[:, None]).mean(1)
-    return _crossing(rates, late)
-
-
-def _crossing(rates: FloatArray, late: FloatArray) -> float:
-    """The rate at which one request in a hundred is late."""
+    late = np.maximum((latency > SLO_S).mean(1), 1e-6)
     return float(np.exp(np.interp(np.log(0.01), np.log(late), np.log(rates))))
 
 

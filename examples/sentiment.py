@@ -1,4 +1,4 @@
-"""A transformer that reads words, with the work-conserving batcher of this project."""
+"""A text classifier of the size of BERT-small, with the work-conserving batcher of this project."""
 
 import zlib
 
@@ -8,15 +8,15 @@ from torch import nn
 
 from morphling_ray import Batcher
 
-WORDS, WIDTH = 20_000, 128
+WORDS, WIDTH, LAYERS = 30_000, 512, 4
 
 
 class Classifier(nn.Module):
     def __init__(self):
         super().__init__()
         self.embedding = nn.Embedding(WORDS, WIDTH, padding_idx=0)
-        layer = nn.TransformerEncoderLayer(WIDTH, nhead=4, dim_feedforward=4 * WIDTH, batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, num_layers=3, enable_nested_tensor=False)
+        layer = nn.TransformerEncoderLayer(WIDTH, nhead=8, dim_feedforward=4 * WIDTH, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, num_layers=LAYERS, enable_nested_tensor=False)
         self.head = nn.Linear(WIDTH, 2)
 
     def forward(self, ids):

@@ -1,4 +1,4 @@
-"""A convolutional network behind `@serve.batch`, called over the Serve handle with an encoded image."""
+"""ResNet-18 behind `@serve.batch`, called over the Serve handle with an encoded image."""
 
 import base64
 import io
@@ -9,25 +9,37 @@ from PIL import Image
 from ray import serve
 from torch import nn
 
-SIZE = 64
+SIZE = 160
 
 
-def network():
-    def block(channels_in, channels_out):
-        return nn.Sequential(
-            nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1), nn.BatchNorm2d(channels_out), nn.ReLU()
-        )
+def convolution(before, after, size, stride=1):
+    layer = nn.Conv2d(before, after, size, stride, padding=size // 2, bias=False)
+    return nn.Sequential(layer, nn.BatchNorm2d(after))
 
-    return nn.Sequential(
-        block(3, 32), block(32, 64), block(64, 128), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 100)
-    )
+
+class Block(nn.Module):
+    def __init__(self, before, after, stride):
+        super().__init__()
+        self.path = nn.Sequential(convolution(before, after, 3, stride), nn.ReLU(), convolution(after, after, 3))
+        self.skip = convolution(before, after, 1, stride) if before != after else nn.Identity()
+
+    def forward(self, x):
+        return torch.relu(self.path(x) + self.skip(x))
+
+
+def resnet18():
+    blocks = []
+    for before, after in [(64, 64), (64, 128), (128, 256), (256, 512)]:
+        blocks += [Block(before, after, 1 if before == after else 2), Block(after, after, 1)]
+    stem = [convolution(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000))
 
 
 @serve.deployment(user_config={"max_batch_size": 4, "batch_wait_timeout_s": 0.005}, max_ongoing_requests=200)
 class Vision:
     def __init__(self):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = network().eval().to(self.device)
+        self.model = resnet18().eval().to(self.device)
 
     def reconfigure(self, config):
         self.classify.set_max_batch_size(config["max_batch_size"])
@@ -53,8 +65,8 @@ app = Vision.bind()
 
 
 def request():
-    """What one request sends: a PNG of noise, as text."""
-    pixels = np.random.default_rng(0).integers(0, 255, (96, 96, 3), dtype=np.uint8)
-    png = io.BytesIO()
-    Image.fromarray(pixels).save(png, "png")
-    return base64.b64encode(png.getvalue()).decode()
+    """What one request sends: a JPEG of the size of a preview, as text."""
+    blotches = np.random.default_rng(0).integers(0, 255, (15, 20, 3), dtype=np.uint8)
+    jpeg = io.BytesIO()
+    Image.fromarray(blotches).resize((320, 240)).save(jpeg, "jpeg")
+    return base64.b64encode(jpeg.getvalue()).decode()

@@ -170,7 +170,7 @@ def daemons_end(card: str) -> tuple[bool, Found]:
 
 def search(card: str) -> tuple[bool, Found]:
     """A whole search over parts of the card; `serve run` of what it recommends holds what it promises within 10 %."""
-    return _promise_holds(EXPERIMENT, [], "6", rounds=2)
+    return _promise_holds(EXPERIMENT, [], "6", rounds=1)
 
 
 def example_vision(card: str) -> tuple[bool, Found]:
@@ -186,7 +186,7 @@ def example_chat(card: str) -> tuple[bool, Found]:
 def _example(name: str) -> tuple[bool, Found]:
     from benchmarks.examples import COMMANDS
 
-    return _promise_holds(EXAMPLE, COMMANDS[name], "8", rounds=3)
+    return _promise_holds(EXAMPLE, COMMANDS[name], "8", rounds=2)
 
 
 def _promise_holds(experiment: str, command: Sequence[str], max_trials: str, rounds: int) -> tuple[bool, Found]:

@@ -368,6 +368,6 @@ def new_session(experiment: Experiment, target: Target, plan: Plan, *, elapsed_s
         confirm=CONFIRMATIONS if target.needs_serve else 0,
         initial=plan.initial,
         stop_probability=experiment.stop_probability,
-        cost=target.cost_per_hour,
+        burden=target.burden,
         give_up_after=3 if target.needs_serve else 0,  # infeasible records say nothing of the set-up
     )

@@ -75,6 +75,10 @@ class Target(Protocol):
         """Dollars an hour of one copy; None where there are no prices."""
         ...
 
+    def burden(self, configuration: Configuration) -> tuple[float, ...]:
+        """What to prefer the less of: its cost, then what it takes of resources; empty where there are no prices."""
+        ...
+
     def serve_config(
         self, configuration: Configuration, header: str, *, scale: tuple[int, float | None] = (1, None)
     ) -> str | None:
@@ -299,6 +303,12 @@ class ServeTarget:
         """See `Target`."""
         return float(self._priced.cost_per_hour(configuration)) if self._priced is not None else None
 
+    def burden(self, configuration: Configuration) -> tuple[float, ...]:
+        """See `Target`."""
+        if self._priced is None:
+            return ()
+        return float(self._priced.cost_per_hour(configuration)), float(self._priced.takes(configuration))
+
     def serve_config(
         self, configuration: Configuration, header: str, *, scale: tuple[int, float | None] = (1, None)
     ) -> str | None:
@@ -361,6 +371,10 @@ class ReplayTarget:
     def cost_per_hour(self, configuration: Configuration) -> float | None:
         """See `Target`."""
         return None
+
+    def burden(self, configuration: Configuration) -> tuple[float, ...]:
+        """See `Target`."""
+        return ()
 
     def serve_config(
         self, configuration: Configuration, header: str, *, scale: tuple[int, float | None] = (1, None)

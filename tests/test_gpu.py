@@ -319,6 +319,16 @@ def test_what_parts_of_a_gpu_cost(on_gpu: ApplicationFacts) -> None:
     assert cost({"num_gpus": 1}, None) == 0.0
 
 
+def test_of_what_costs_the_same_some_takes_less(on_gpu: ApplicationFacts) -> None:
+    """Fails if memory that a share of the multiprocessors pays for anyway counts as nothing, or replicas do."""
+    knobs = tuple(Knob.infer(name, [1]) for name in ("gpu_memory", "gpu_share", "num_replicas"))
+    costs = ApplicationCosts(Prices.load(), on_gpu, knobs, "T4")
+    little = {"gpu_memory": 0.25, "gpu_share": 0.5, "num_replicas": 2}
+    much = {**little, "gpu_memory": 0.5}
+    assert costs.cost_per_hour(little) == costs.cost_per_hour(much)
+    assert costs.takes(much) - costs.takes(little) == pytest.approx(2 * 0.25)
+
+
 def test_prices_that_come_along() -> None:
     """Fails if the cloud's prices cannot be read, or a machine costs other than its parts."""
     aws = Prices.load("aws")

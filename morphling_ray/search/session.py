@@ -41,7 +41,7 @@ class Ask:
         exact: It must be this configuration; else one that costs nothing more to try and serves better will do.
         rival: To be measured in turn with it, a trial of its own.
         ratio: Its peak over the rival's at which both are equally good.
-        cheaper: It costs less than the rival, and so wins a tie.
+        cheaper: It costs less than the rival, or as much and takes less, and so wins a tie.
     """
 
     number: int
@@ -100,7 +100,8 @@ class SearchSession:
             than 5 trials.
         initial: Configurations to try first, for example the present one. They may lie outside the space.
         give_up_after: End the search if so many first trials all fail for one and the same reason; 0: never.
-        cost: Of a configuration: of two finalists that cannot be told apart the cheaper one is recommended.
+        burden: Of a configuration, to sort by: its cost, then whatever else there should be less of. Of two finalists
+            that cannot be told apart the one with less is recommended.
         stop_probability: Search no further once the sampler deems the best so far within 5 % of the best in the space
             with this probability (`StoppingRule`); finalists are still confirmed. None: never.
 
@@ -121,7 +122,7 @@ class SearchSession:
         initial: Sequence[Configuration] = (),
         give_up_after: int = 3,
         stop_probability: float | None = None,
-        cost: Callable[[Configuration], float | None] | None = None,
+        burden: Callable[[Configuration], tuple[float, ...]] | None = None,
     ) -> None:
         names = [knob.name for knob in space.knobs]
         for configuration in initial:
@@ -136,7 +137,7 @@ class SearchSession:
         self._clock = clock
         self._initial = [{name: configuration[name] for name in names} for configuration in initial]
         self._give_up_after = give_up_after
-        self._cost = cost or (lambda configuration: None)
+        self._burden = burden or (lambda configuration: ())
         self._stopping = StoppingRule(stop_probability)
         self._sure = False
         self._outstanding: dict[int, Ask] = {}
@@ -199,11 +200,11 @@ class SearchSession:
             ask = self._begin(finalists.pop(0), CONFIRM, {}, exact=True)
             self._sampler.reserve(ask.configuration)
             return ask
-        pair = sorted([finalists.pop(0), finalists.pop(0)], key=lambda c: self._cost(c) or 0.0)
+        pair = sorted([finalists.pop(0), finalists.pop(0)], key=self._burden)
         ask, rival = (self._begin(c, CONFIRM, {}, exact=True) for c in pair)
         for configuration in pair:
             self._sampler.reserve(configuration)
-        cheaper = (self._cost(pair[0]) or 0.0) < (self._cost(pair[1]) or 0.0)
+        cheaper = self._burden(pair[0]) < self._burden(pair[1])
         ask = self._outstanding[ask.number] = replace(ask, rival=rival, ratio=self._even(*pair), cheaper=cheaper)
         return ask
 
@@ -251,7 +252,7 @@ class SearchSession:
             earned = None
         if earned is None:  # the cheapest of those that seem as good, where the objective leaves the cost to others
             equal = [r for r in found.tied if math.isclose(self._even(found.configuration, r.configuration), 1.0)]
-            cheapest = min((found, *equal), key=lambda r: self._cost(r.configuration) or 0.0)
+            cheapest = min((found, *equal), key=lambda r: self._burden(r.configuration))
             found = replace(cheapest, tied=found.tied)
         mine = self._pinned_trials(found.configuration)
         metrics = _pooled([(s, m) for _, s, m in mine if not m.estimated] or [(s, m) for _, s, m in mine])
@@ -288,7 +289,7 @@ class SearchSession:
             self._finalists = self._sampler.finalists(1 + count // 2) if count else []
             found = self._sampler.recommend() if len(self._finalists) > 1 else None
             if found is not None and found.tied:  # the cheapest that seems as good has to have its chance
-                cheapest = min((found, *found.tied), key=lambda r: self._cost(r.configuration) or 0.0).configuration
+                cheapest = min((found, *found.tied), key=lambda r: self._burden(r.configuration)).configuration
                 if cheapest not in self._finalists:
                     self._finalists[1] = cheapest
         elif self._finalists == [] and not self._outstanding and not self._settled:

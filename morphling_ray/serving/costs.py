@@ -12,6 +12,7 @@ from morphling_ray.serving.knobs import SHORT_NAMES, has_gpu, instance_share, pl
 from morphling_ray.space import Knob
 
 _PRICED = {keys: name for name, keys in SHORT_NAMES.items()}
+_TAKEN = ("cpu_cores", "num_gpus", "gpu_memory", "gpu_share")
 _GPU = ("num_gpus", "gpu_memory", "gpu_share", "gpu_instance")
 
 
@@ -48,6 +49,22 @@ class ApplicationCosts:
 
     def cost_per_hour(self, columns: Mapping[str, Any]) -> npt.NDArray[Any]:
         """See `Prices.cost_per_hour`: all deployments together."""
+        return np.asarray(sum(self._prices.cost_per_hour(settings) for settings in self._settings(columns)))
+
+    def takes(self, columns: Mapping[str, Any]) -> npt.NDArray[Any]:
+        """What replicas take, all deployments together: cores, and shares of cards' memory and multiprocessors.
+
+        That is no price. It tells apart what costs the same: of a card the larger one of both shares is paid for.
+        """
+        each = [
+            np.asarray(settings["num_replicas"], float)
+            * sum(np.asarray(settings.get(name, 0), float) for name in _TAKEN)
+            for settings in self._settings(columns)
+        ]
+        return np.asarray(sum(each))
+
+    def _settings(self, columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What each deployment has."""
         each = {name: dict(fixed) for name, fixed in self._fixed.items()}
         for knob, (deployment, name) in self._priced.items():
             if knob in columns:
@@ -55,4 +72,4 @@ class ApplicationCosts:
         for settings in each.values():
             if "gpu_instance" in settings:
                 settings["gpu_memory"] = np.vectorize(instance_share, otypes=[float])(settings.pop("gpu_instance"))
-        return np.asarray(sum(self._prices.cost_per_hour(settings) for settings in each.values()))
+        return list(each.values())

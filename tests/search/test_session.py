@@ -124,7 +124,7 @@ def test_the_cheaper_one_of_a_tie_wins(objective: str) -> None:
         best = 1.0 if cores == 9 else 0.99 if cores == 2 else 0.5
         return 100 * best * (cores if objective == "rps_per_dollar" else 1)
 
-    running = session(max_trials=14, objective=costs, cost=lambda c: float(c["cpu_cores"]))
+    running = session(max_trials=14, objective=costs, burden=lambda c: (float(c["cpu_cores"]),))
     asks = finish(running, almost_equal, tie=True)
     assert [a.configuration["cpu_cores"] for a in asks[-2:]] == [2, 9]
     found = running.recommendation()
@@ -442,8 +442,15 @@ def test_an_estimate_does_not_count_beside_a_measurement() -> None:
     assert both.metrics["peak_rps"] == pytest.approx(20.0)
 
 
-def rivals(peaks: Mapping[int, float]) -> SearchSession:
-    """A search that has measured cores and their peaks and recommends by RPS alone; a core costs a dollar."""
+def by_cores(configuration: Configuration) -> tuple[float, ...]:
+    """A core costs a dollar."""
+    return (float(configuration["cpu_cores"]),)
+
+
+def rivals(
+    peaks: Mapping[int, float], burden: Callable[[Configuration], tuple[float, ...]] = by_cores
+) -> SearchSession:
+    """A search that has measured cores and their peaks and recommends by RPS alone."""
     rps = ServingObjective("rps", Prices(base=0.0, cpu_core=1.0, gpu={}))
     sampler = MorphlingSampler(LINE, rps, seed=0)
     running = SearchSession(
@@ -455,7 +462,7 @@ def rivals(peaks: Mapping[int, float]) -> SearchSession:
         clock=lambda: 0.0,
         confirm=0,
         initial=[{"cpu_cores": cores} for cores in peaks],
-        cost=lambda configuration: float(configuration["cpu_cores"]),
+        burden=burden,
     )
     for found in peaks.values():
         ask = running.next()
@@ -471,6 +478,15 @@ def test_in_a_tie_the_cheapest_is_recommended() -> None:
     assert found.configuration == {"cpu_cores": 2}
     assert found.tied == 1
     assert found.p_better is None
+
+
+def test_in_a_tie_of_equal_cost_what_takes_less_is_recommended() -> None:
+    """Fails if the order among those is left to luck, or comes before the cost."""
+    peaks = {2: 300.0, 9: 303.0, 5: 100.0}
+    for burden, cores in [(lambda c: (1.0, -c["cpu_cores"]), 9), (lambda c: (c["cpu_cores"], -c["cpu_cores"]), 2)]:
+        found = rivals(peaks, burden).recommendation()
+        assert found is not None
+        assert found.configuration == {"cpu_cores": cores}
 
 
 def test_a_clear_winner_is_said_to_be_one() -> None:
