@@ -29,6 +29,9 @@ class Target:
     def cost_per_hour(self, configuration: Configuration) -> float:
         return float(PRICES.cost_per_hour(configuration))
 
+    def burden(self, configuration: Configuration) -> tuple[float, ...]:
+        return (self.cost_per_hour(configuration),)
+
     def serve_config(self, configuration: Configuration, header: str, **more: Any) -> None:
         return None
 
