@@ -218,8 +218,11 @@ class ServeTarget:
             and (not one_node or any(fit(each, [node]) for node in cluster.all_nodes))
         ]
         if not held:
+            smallest = min(needs, key=lambda n: (n.get("GPU", 0.0), n["CPU"]))
             raise InputError(
-                f"no configuration of the space fits the cluster, whose largest node has {cluster.largest_cpus} cores"
+                f"no configuration of the space fits the cluster, whose largest node has {cluster.largest_cpus} cores: "
+                f"the smallest takes {smallest['CPU']:g} for its replicas; give deployments that hardly compute less, "
+                'ray_actor_options={"num_cpus": 0.1} say'
             )
         notes: tuple[str, ...] = ()
         if len(held) < len(space):

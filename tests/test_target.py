@@ -55,6 +55,12 @@ def test_several_deployments_are_searched_without_a_word() -> None:
     assert len(found.space) > 5
 
 
+def test_a_pipeline_that_no_node_holds_is_told_how_much_it_takes() -> None:
+    """Fails if its user has to find out which cores are meant."""
+    with pytest.raises(InputError, match=r"largest node has 1 cores: the smallest takes 1\.5 for its replicas"):
+        plan(PIPELINE, Cluster(local=True, nodes=({"CPU": 1.0},)))
+
+
 def test_all_deployments_count_in_the_objective() -> None:
     """Fails if another deployment than the ingress costs nothing."""
     found = plan(PIPELINE, Cluster(local=True, nodes=({"CPU": 8.0},)), objective="rps_per_dollar")
