@@ -147,7 +147,10 @@ def connect(address: str | None, types_file: str | None = None) -> Cluster:
         try:
             ray.init(address=address, **common)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise InputError(f"no Ray cluster at {address!r}: {' '.join(str(error).split())[:200]}") from error
+            # Ray sends its token to an address that is given only where it is told to.
+            told = address == "auto" or "RAY_AUTH_MODE" in os.environ
+            hint = "" if told else "; if it is one that asks for Ray's token, set RAY_AUTH_MODE=token"
+            raise InputError(f"no Ray cluster at {address!r}: {' '.join(str(error).split())[:200]}{hint}") from error
     return _cluster(local=address is None, types=types)
 
 

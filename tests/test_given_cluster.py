@@ -73,6 +73,23 @@ def test_a_given_cluster_is_left_as_it_was(tmp_path: Path, address: str) -> None
     assert not [name for name in actors if "lane" in name or "driver" in name]
 
 
+@pytest.mark.serve
+@pytest.mark.timeout(120)
+def test_a_cluster_that_asks_for_a_token(tmp_path: Path) -> None:
+    """Fails if a user whose Ray has a token is told that there is no cluster and no more, or if it is not used."""
+    token = tmp_path / "home" / ".ray" / "auth_token"
+    token.parent.mkdir(parents=True)
+    token.write_text("ab" * 32)  # where Ray keeps the one that it made for an earlier cluster
+    with cli.cluster(tmp_path / "home") as address:
+        refused = cli.tune(tmp_path, "--address", address, "--dry-run")
+        assert refused.status == 2
+        assert refused.stderr.rstrip().endswith("if it is one that asks for Ray's token, set RAY_AUTH_MODE=token")
+        variables = {"RAY_AUTH_MODE": "token"}
+        process = cli.start(tmp_path, "morphling_ray.tune", "--address", address, "--dry-run", variables=variables)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 0, said
+
+
 def test_no_cluster_at_the_address(tmp_path: Path) -> None:
     """Fails if a wrong address ends in a traceback, or a run directory is left."""
     finished = cli.tune(tmp_path, "--address", "127.0.0.1:1", "--run-dir", "out")
