@@ -76,7 +76,12 @@ class Experiment:
         metavar="Y",
         kind=float,
     )
-    max_error_rate: float = _flag("the SLO: share of requests that may fail", default=0.01, metavar="F", kind=float)
+    max_error_rate: float = _flag(
+        "the SLO: share of requests that may fail; those are late as well, unless more may fail than be late",
+        default=0.01,
+        metavar="F",
+        kind=float,
+    )
     objective: str = _flag(
         "what is maximised (cheapest: lowest cost that sustains --target-rps)",
         default="rps_per_dollar",

@@ -4,6 +4,7 @@ An objective is a function of a configuration and of its measured metrics. It is
 modelled (to posterior draws as well as to measurements), so cost and bounds are never part of what is learned.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -34,7 +35,7 @@ class Slo:
     Attributes:
         latency_s: Bound of the percentile.
         percentile: Of latencies that keep it.
-        max_error_rate: Share of requests that may fail.
+        max_error_rate: Share of requests that may fail. See `failed_are_late`.
         median_s: Bound of the median; None: it has none.
         streaming: It is about answers that are streamed.
         tpot_s: Bound of the time for each of their tokens after the first; None: it has none.
@@ -69,6 +70,16 @@ class Slo:
                 f"the SLO's time for each token must be above 0 ms, and goes with one for the first token; "
                 f"got {self.tpot_s * 1e3:g} ms"
             )
+
+    @property
+    def failed_are_late(self) -> bool:
+        """Whether one that fails is a late one as well. If more may fail than be late, the percentile is of answers."""
+        return self.max_error_rate <= 1 - self.percentile / 100 + 1e-9
+
+    def too_many_errors(self, errors: int, requests: int) -> bool:
+        """Whether so many failed that it is hardly by chance that these are more than may fail."""
+        expected = self.max_error_rate * requests
+        return errors > expected + 2 * math.sqrt(expected)
 
     def streamed(self, ttft_s: float, tpot_s: float) -> float:
         """What a streamed answer has for a latency: its TTFT, or more where it is its TPOT that is nearer its bound."""

@@ -261,7 +261,7 @@ class PlainProbes:
 
     def failing(self, closed: Probe) -> bool:
         """Whether too many requests of a closed loop failed."""
-        return closed.errors > self._slo.max_error_rate * closed.requests
+        return self._slo.too_many_errors(closed.errors, closed.requests)
 
 
 def _window_s(rate_rps: float, shortest: float, longest: float) -> float:

@@ -153,7 +153,7 @@ class Stand:
             if new and (problem := self.crew.ask(FIRST_ANSWER_S)[0]):
                 return f"the first request failed: {problem}"
             warm = self.crew.saturate(in_flight=min(self.fill(attempt), 16 * len(self.replicas)), window_s=WARM_UP_S)
-        if warm.errors > self._slo.max_error_rate * warm.requests:
+        if self._slo.too_many_errors(warm.errors, warm.requests):
             attempt.probes.append(warm)
             return of_requests(warm.reason, largest_batch(attempt.configuration, 1))
         if new and (problem := self._gpu_problem()):

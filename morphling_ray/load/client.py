@@ -7,6 +7,7 @@ from typing import Any, Protocol
 HTTP_KEYS = {"method", "path", "json", "body", "headers"}
 GRPC_KEYS = {"method", "message"}
 GRPC = "grpc://"
+BUSY = {429, 503}
 
 
 def is_http(payload: Any) -> bool:
@@ -66,7 +67,34 @@ class HandleClient:
 
 
 class HttpError(Exception):
-    """A status of 400 or more."""
+    """A status of 400 or more.
+
+    Args:
+        status: It.
+        body: What came with it, or the beginning of that.
+    """
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__(f"HTTP {status}: {body[:200].decode(errors='replace')}")
+        self.status = status
+
+
+def turned_away(error: BaseException) -> bool:
+    """Whether the application takes no more requests at the moment, but may take one that comes later.
+
+    Serve says so where `max_queued_requests` is reached: by its own error, as HTTP 503, or as gRPC's RESOURCE_EXHAUSTED.
+    Web applications say 429.
+    """
+    if isinstance(error, HttpError):
+        return error.status in BUSY
+    if callable(code := getattr(error, "code", None)):
+        return getattr(code(), "name", "") == "RESOURCE_EXHAUSTED"
+    return type(cause(error)).__name__ == "BackPressureError"
+
+
+def cause(error: BaseException) -> BaseException:
+    """What a replica raised, where that is what the error tells of; else the error itself."""
+    return getattr(error, "cause", None) or error.__cause__ or error
 
 
 class HttpClient:
@@ -96,8 +124,7 @@ class HttpClient:
     @staticmethod
     async def _check(response: Any) -> None:
         if response.status >= 400:
-            body = await response.read()
-            raise HttpError(f"HTTP {response.status}: {body[:200].decode(errors='replace')}")
+            raise HttpError(response.status, await response.read())
 
     async def stream(self, payload: Any) -> AsyncIterator[int]:
         """See `Client`: each line that is not empty is a token, so that pieces which travel together count as many."""

@@ -80,7 +80,7 @@ class Crew:
         shares = [in_flight // self.size + (i < in_flight % self.size) for i in range(self.size)]
         records = ray.get(
             [
-                driver.saturate.remote(in_flight=share, window_s=window_s, slo=self._slo)
+                driver.saturate.remote(in_flight=share, window_s=window_s, slo=self._slo, patient=kind != "closed")
                 for driver, share in zip(self._drivers, shares)
                 if share
             ]

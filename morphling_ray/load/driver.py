@@ -37,6 +37,7 @@ ALONE_S, ALONE_AT_LEAST, IN_DOUBT_S = 0.6, 5, 15.0
 # A window is as long as that many streams at least, and so is what goes before it and what is waited for after it.
 STREAMS, LEARNING, LONGEST_STREAM_S = 2.0, 0.2, 60.0
 SLOPE, LONGEST_LOOP_S = 4, 30.0  # so many ends of requests have a slope; a closed loop waits for them up to that long
+RETRY_S = 0.01  # who is turned away waits so long, and twice as long each time it happens again
 MANY_ERRORS = 20  # end a closed loop, which would otherwise fail as fast as it can
 
 
@@ -119,21 +120,33 @@ class LoadDriver:
             return None if self._streaming else patience_s  # of a stream it is not known what would have been late
         return None if window.errors else window.latency_s[row]
 
-    async def saturate(self, *, in_flight: int, window_s: float, slo: Slo) -> Record:
+    async def saturate(self, *, in_flight: int, window_s: float, slo: Slo, patient: bool = True) -> Record:
         """Closed loop: keeps `in_flight` requests going for `window_s`; `achieved_rps` is the capacity.
 
         It goes on until a few requests have ended, however slow they are, up to a bound; 0 if none did.
+
+        Args:
+            in_flight: How many.
+            window_s: For how long.
+            slo: Bounds.
+            patient: Who is turned away comes again a little later, and that is no failure unless nobody is served.
         """
         window_s = max(window_s, STREAMS * self._stream_s)
         window = Tally(time.perf_counter(), slo)
         end, last = window.start + window_s, window.start + max(window_s, LONGEST_LOOP_S)
 
         async def worker() -> None:
-            while window.errors < MANY_ERRORS:
+            pause_s = 0.0
+            while window.errors - patient * len(window.away) < MANY_ERRORS:
+                if pause_s:
+                    await asyncio.sleep(min(pause_s, max(0.0, end - time.perf_counter())))
                 now = time.perf_counter()
-                if now >= (end if len(window.finished_at) >= SLOPE else last):
+                if now >= (end if len(window.finished_at) >= SLOPE or pause_s else last):
                     break
-                await self._send(window, window.begin(now), next(self._payloads))
+                row = window.begin(now)
+                await self._send(window, row, next(self._payloads))
+                again = patient and row in window.away[-1:]
+                pause_s = (2 * pause_s or RETRY_S) if again else 0.0
 
         tasks = [asyncio.ensure_future(worker()) for _ in range(in_flight)]
         await asyncio.wait(tasks, timeout=window_s + 1.0 + self._stream_s)
@@ -141,6 +154,8 @@ class LoadDriver:
             await asyncio.wait(tasks, timeout=CHECK_S, return_when=asyncio.FIRST_COMPLETED)
             end = max(end, time.perf_counter())
         capacity_rps = _completion_rate(window.finished_at, end, time.perf_counter() - window.start)
+        if patient and window.finished_at:
+            window.forgive()
         record = window.record(planned=len(window.due), settled=None, achieved_rps=capacity_rps)
         await _give_up(tasks)
         return record

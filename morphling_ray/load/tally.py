@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from morphling_ray.load.client import cause, turned_away
 from morphling_ray.load.window import Record
 from morphling_ray.measurement import Verdict
 from morphling_ray.objective import Slo
@@ -46,6 +47,7 @@ class Tally:
     late: int = 0
     errors: int = 0
     first_error: str = ""
+    away: list[int] = field(default_factory=list)  # rows of those that were turned away, which are errors as well
 
     def begin(self, due: float) -> int:
         """Makes the row of a request that is sent now."""
@@ -74,8 +76,26 @@ class Tally:
         else:
             self.errors += 1
             self.latency_s[row] = np.inf
-            self.first_error = self.first_error or describe(error)
+            if away := turned_away(error):
+                self.away.append(row)
+            if not self.first_error or (not away and self.errors == len(self.away) + 1):
+                self.first_error = describe(error)  # of a real failure, if there is one
+            if not self.slo.failed_are_late:
+                self._leave_out(row)
         self.late += self.due[row] >= self.start and self.latency_s[row] > self.slo.latency_s
+
+    def forgive(self) -> None:
+        """Leaves out who was turned away, as if those had been due before the start."""
+        for row in self.away:
+            self.late -= self.due[row] >= self.start
+            self._leave_out(row)
+        self.errors -= len(self.away)
+        self.away.clear()
+        self.first_error = self.first_error if self.errors else ""
+
+    def _leave_out(self, row: int) -> None:
+        self.early += self.due[row] >= self.start
+        self.due[row] = -np.inf
 
     def _so_far(self, row: int, now: float) -> float:
         stream = self.streams.get(row)
@@ -121,6 +141,6 @@ class Tally:
 
 def describe(error: BaseException) -> str:
     """The error in one line; for one that a replica raised, its cause."""
-    cause = getattr(error, "cause", None) or error.__cause__ or error
-    text = " ".join(str(cause).split()) or type(cause).__name__
-    return f"{type(cause).__name__}: {text}"[:300]
+    root = cause(error)
+    text = " ".join(str(root).split()) or type(root).__name__
+    return f"{type(root).__name__}: {text}"[:300]

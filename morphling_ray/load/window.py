@@ -22,8 +22,8 @@ class Record:
 
     Attributes:
         due_s: When each was due, since the start of the window, shape `(n,)`.
-        latency_s: From then to its answer; infinite where it failed; for one that was given up, how long it had waited
-            by then (longer than the SLO allows).
+        latency_s: From then to its answer; infinite where it failed, or left out if that is no lateness to the SLO; for
+            one that was given up, how long it had waited by then (longer than the SLO allows).
         lag_s: How late the driver woke up, to send each and to check the window; empty in a closed loop.
         planned: Requests that the whole window would have had.
         errors: How many failed.
@@ -102,7 +102,8 @@ def judge(record: Record, *, kind: str, rate_rps: float, window_s: float, slo: S
     p50, p90, p99, at_slo = _percentiles(latency, (50.0, 90.0, 99.0, slo.percentile))
     lag_s = _percentiles(record.lag_s, (99.0,))[0]
     reason = record.first_error
-    failing = record.errors / max(1, len(latency)) > slo.max_error_rate
+    offered = len(latency) + (0 if slo.failed_are_late else record.errors)
+    failing = record.errors / max(1, offered) > slo.max_error_rate
     requests = len(latency) if record.settled else record.planned
     slow = slo.median_s is not None and p50 > slo.median_s
     if failing or slow or record.settled is Verdict.MISSED or late > allowed_late(requests, slo):
@@ -116,7 +117,7 @@ def judge(record: Record, *, kind: str, rate_rps: float, window_s: float, slo: S
         kind=kind,
         rate_rps=round(rate_rps, 3),
         window_s=round(window_s, 3),
-        requests=len(latency),
+        requests=offered,
         achieved_rps=round(record.achieved_rps, 3),
         errors=record.errors,
         late=late,
