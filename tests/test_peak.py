@@ -1,7 +1,7 @@
 """The search for the peak, on probes that answer from a formula."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -180,6 +180,29 @@ def test_a_rate_that_was_met_is_not_far_above_the_peak() -> None:
     assert found is not None
     assert [p.verdict for p in found.probes] == [Verdict.MET, Verdict.MISSED, Verdict.MISSED]
     assert found.peak_rps == pytest.approx(0.85 * 50.0)
+
+
+def test_a_peak_above_a_rate_at_which_most_requests_are_late_is_not_read_off() -> None:
+    """Fails if it is: ten at once for 40 ms are quick up to 200 RPS and overloaded above, which no queue of one is."""
+    windows = iter([(0.106, 0.443), (0.042, 0.045), (0.231, 1.035)])
+    assert pooled_peak(leaping(windows), capacity_rps=228.0, alone_s=0.044, slo_s=0.1, start_rps=171.0) is None
+
+
+def test_a_peak_below_a_rate_that_was_met_with_ease_is_not_read_off() -> None:
+    """Fails if the mean is taken of windows below and above a rate at which latencies leap."""
+    windows = iter([(0.042, 0.047), (0.095, 1.922), (0.042, 0.048)])  # as found for forty at once
+    assert pooled_peak(leaping(windows), capacity_rps=884.0, alone_s=0.045, slo_s=0.1, start_rps=599.0) is None
+
+
+def leaping(windows: Iterator[tuple[float, float]]) -> Callable[[float, bool], Probe]:
+    """Probes with these medians and tails, in seconds, of which 0.1 keep the SLO."""
+
+    def probe(rate_rps: float, whole: bool) -> Probe:
+        median_s, tail_s = next(windows)
+        plain, _ = server(lambda rate: Verdict.MISSED if tail_s > 0.1 else Verdict.MET)
+        return replace(plain(rate_rps), p50_s=median_s, tail_s=tail_s)
+
+    return probe
 
 
 def test_a_bound_of_the_median_counts_as_well() -> None:

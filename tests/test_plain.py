@@ -1,5 +1,6 @@
 """Plain probes on a server that is computed: what a closed loop shows at a number of requests in flight."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -60,7 +61,7 @@ def test_a_slow_servers_capacity_is_not_that_of_the_batches_it_warmed_up_with(
     slo = Slo(latency_s=3.0)
     plain = PlainProbes(slo, SimpleNamespace(crew=crew), None, closed_loop=False)  # type: ignore[arg-type]
     attempt = Attempt({"max_batch_size": 32}, Stopwatch(lambda text: None))
-    capacity = plain._capacity(attempt, in_flight, 64)
+    capacity = plain._capacity(attempt, in_flight, 64, [], 1000)
     assert crew.asked == asked
     assert capacity.achieved_rps == pytest.approx(found / 2 / (base + each * found / 2))
     assert len(attempt.probes) == len(asked)
@@ -72,8 +73,44 @@ def test_a_capacity_that_one_long_batch_made_is_looked_at_again() -> None:
     stand: Any = SimpleNamespace(crew=crew)
     plain = PlainProbes(Slo(latency_s=1.0), stand, None, closed_loop=False)
     attempt = Attempt({"max_batch_size": 8}, Stopwatch(lambda text: None))
-    assert plain._capacity(attempt, 2, 2).achieved_rps == pytest.approx(1 / 0.8)
+    assert plain._capacity(attempt, 2, 2, [], 1000).achieved_rps == pytest.approx(1 / 0.8)
     assert crew.asked == [2, 2]
+
+
+class Waiting(Crew):
+    """Drivers of a server that waits `wait_s` for something else, in so many requests at once."""
+
+    def __init__(self, wait_s: float, slots: int) -> None:
+        super().__init__(0.0, 0.0)
+        self.wait_s, self.slots = wait_s, slots
+
+    def saturate(self, *, in_flight: int, window_s: float, **how: Any) -> Probe:
+        served = min(in_flight, self.slots) / self.wait_s
+        took_s = in_flight / served
+        self.base = took_s
+        probe = super().saturate(in_flight=in_flight, window_s=window_s)
+        return replace(probe, achieved_rps=served, requests=in_flight + round(served * window_s))
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "slots", "found", "asked"),
+    [
+        (0.02, 100, 5000.0, [16, 64, 256]),  # there is room for many more
+        (1.0, 100, 100.0, [16, 32, 64, 128, 256]),  # also where that takes longer
+        (0.02, 16, 800.0, [16, 64]),  # for no more
+        (0.02, 8, 400.0, [16]),  # they wait for each other as it is
+        (0.08, 1000, 6400.0, [16, 64, 256, 512]),  # as many as replicas take, if the SLO leaves no time to wait
+    ],
+)
+def test_a_server_that_waits_is_given_as_many_requests_as_it_takes(
+    wait_s: float, slots: int, found: float, asked: list[int]
+) -> None:
+    """Fails if what a few requests in flight are served is taken for all that a server can do."""
+    crew = Waiting(wait_s, slots)
+    plain = PlainProbes(Slo(latency_s=0.1), SimpleNamespace(crew=crew), None, closed_loop=False)  # type: ignore[arg-type]
+    attempt = Attempt({"num_replicas": 1}, Stopwatch(lambda text: None))
+    assert plain._capacity(attempt, 16, 16, [wait_s] * 5, 512).achieved_rps == pytest.approx(found)
+    assert crew.asked == asked
 
 
 @pytest.mark.parametrize(

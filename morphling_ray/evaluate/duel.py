@@ -173,7 +173,8 @@ class Duel:
         warm = stand.ready(attempt)
         if isinstance(warm, str):
             return False
-        side.in_flight = max(2, min(stand.fill(attempt), round(warm.achieved_rps * self._slo.latency_s)))
+        fill = self._plain.fills.get(str(attempt.configuration))  # if it was measured by plain probes before
+        side.in_flight = fill or max(2, min(stand.fill(attempt), round(warm.achieved_rps * self._slo.latency_s)))
         with attempt.watch.stage("probing", "sending requests one by one"):
             alone = stand.crew.alone(ALONE)
         side.alone_s = lone_tail_s(alone, self._slo.percentile) if alone else self._slo.latency_s

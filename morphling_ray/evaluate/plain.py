@@ -5,6 +5,7 @@ saturate (capacity) ─► a few windows around the expected peak ─► read of
 
 import math
 import statistics
+from collections.abc import Sequence
 from copy import copy
 
 from morphling_ray.evaluate.attempt import Attempt
@@ -28,7 +29,7 @@ from morphling_ray.serving.failures import of_requests, ran_out
 from morphling_ray.serving.serve_config import largest_batch
 from morphling_ray.space import Configuration
 
-SATURATE_S = 0.8
+SATURATE_S, ROUNDS = 0.8, 2  # a closed loop lasts so long, and until it has been answered so many times over
 ALONE = 16  # requests without company, which tell what is left of the SLO for waiting
 PROBE_REQUESTS = 300  # a window is long enough for that many, within the bounds below
 LEAST_REQUESTS, LONGEST_WINDOW_S = 20, 30.0  # of a slow server, a window lasts until it has so many, within that
@@ -39,7 +40,11 @@ WINDOWS = 3  # that a peak is read off
 # Share of the capacity below which no rate is tried: the usual one; of a server so slow that a window of low rate holds
 # next to nothing; and where requests are late even without company.
 LOWEST, LOWEST_SLOW, LOWEST_LATE_ALONE = 1 / 32, 1 / 4, 1 / 2
+# Times the latency without company, below which requests in flight do not wait for each other: then so many times as
+# many are tried (twice as many, where that would take long), and again where they are served so many times as well.
+UNHURRIED, MANY_MORE, LEAST_GAIN = 1.5, 4, 1.1
 STRAY = 3.0  # times the median: so long a request is not like the others
+TELLING = 10.0  # times the SLO's latency: in a window of that length a backlog that grows by a tenth makes late
 GROWS = 2  # times as long as usual: a window whose verdict counts, as long as that is not settled
 SETTLE_AFTER_S = 0.3  # from then on a settled verdict ends a window of the search
 FIRST_RATIO = 0.75  # peak over capacity, before any was measured
@@ -67,6 +72,8 @@ class PlainProbes:
         self.closed_loop = closed_loop
         self.peaks: dict[str, float] = {}
         """What was found before, by configuration: where a confirmation starts."""
+        self.fills: dict[str, int] = {}
+        """Requests in flight that it took to make full use of a configuration."""
         self._ratios = [FIRST_RATIO]  # peak over capacity, of the peaks found so far: where the next search starts
 
     def on(self, stand: Stand) -> "PlainProbes":
@@ -88,10 +95,13 @@ class PlainProbes:
             in_flight: Requests that fill its batches.
         """
         with attempt.watch.stage("probing", "measuring the capacity"):
+            self._stand.settle()
+            alone = self._crew.alone(ALONE)
             # As many in flight as the SLO leaves room for: more would form batches that no passing rate can form.
             # Of streams as many as fill the batches: they go on for longer than the SLO says.
             room = in_flight if self._slo.streaming else round(warm_rps * self._slo.latency_s)
-            capacity = self._capacity(attempt, max(2, min(in_flight, room)), in_flight)
+            slots = self._stand.slots(attempt)
+            capacity = self._capacity(attempt, max(2, min(in_flight, room)), in_flight, alone, slots)
             if self.failing(capacity):
                 reason = of_requests(capacity.reason, largest_batch(attempt.configuration, 1))
                 return attempt.measurement(infeasible_because=reason)
@@ -99,59 +109,76 @@ class PlainProbes:
                 return attempt.measurement(
                     infeasible_because=f"SLO missed at any rate: not {self._slo}, no answer at all"
                 )
-            search = self.find_peak(attempt, capacity.achieved_rps, busy=capacity.driver_cpu)
+            search = self.find_peak(attempt, capacity.achieved_rps, busy=capacity.driver_cpu, alone=alone)
         if search.peak_rps > 0 and not search.rejected:
             self._ratios.append(search.peak_rps / capacity.achieved_rps)
         return self.found(attempt, search, capacity_rps=capacity.achieved_rps)
 
-    def _capacity(self, attempt: Attempt, in_flight: int, most: int) -> Probe:
+    def _capacity(self, attempt: Attempt, in_flight: int, most: int, alone: Sequence[float], slots: int) -> Probe:
         """What a closed loop of so many requests is served, or of more where a few were too few.
 
         While it warms up, a slow server answers too few requests to tell what room there is: those in flight then make
         small batches, which serve little, which leaves room for small batches. So there it is tried whether twice as
-        many keep the SLO and are served better. And where one of few took much longer than the others (the first batch
-        of its size, for many a library) there is a second look.
+        many keep the SLO and are served better. Where requests take hardly longer than without company, a server that
+        waits for something else than its cores has room for many more. And where one of few took much longer than the
+        others (the first batch of its size, for many a library) there is a second look.
         """
         for _ in range(2):
-            capacity = self._crew.saturate(in_flight=in_flight, window_s=SATURATE_S)
+            capacity = self._crew.saturate(in_flight=in_flight, window_s=SATURATE_S, rounds=ROUNDS)
             attempt.probes.append(capacity)
             if capacity.requests >= LEAST_REQUESTS or capacity.p99_s <= STRAY * capacity.p50_s:
                 break
-        while capacity.requests < LEAST_REQUESTS + in_flight and in_flight < most and not self.failing(capacity):
-            in_flight = min(most, 2 * in_flight)
-            larger = self._crew.saturate(in_flight=in_flight, window_s=SATURATE_S)
-            attempt.probes.append(larger)
-            if larger.achieved_rps <= capacity.achieved_rps or larger.achieved_rps * self._slo.latency_s < in_flight:
+        alone_s = statistics.median(alone) if alone else 0.0
+        while not self.failing(capacity):
+            few = capacity.requests < LEAST_REQUESTS + in_flight and in_flight < most
+            if few:
+                more, gain = min(most, 2 * in_flight), 1.0
+            elif capacity.p50_s < UNHURRIED * alone_s and in_flight < slots:
+                quick = MANY_MORE * in_flight < SATURATE_S * capacity.achieved_rps
+                more, gain = min(slots, (MANY_MORE if quick else 2) * in_flight), LEAST_GAIN
+            else:
                 break
-            capacity = larger
+            larger = self._crew.saturate(in_flight=more, window_s=SATURATE_S, rounds=ROUNDS if few else 1)
+            attempt.probes.append(larger)
+            if larger.achieved_rps <= gain * capacity.achieved_rps:
+                break
+            if few and larger.achieved_rps * self._slo.latency_s < more:
+                break
+            capacity, in_flight = larger, more
+        self.fills[str(attempt.configuration)] = in_flight
         return capacity
 
-    def find_peak(self, attempt: Attempt, capacity_rps: float, busy: float = 0.0) -> PeakSearch:
+    def find_peak(
+        self, attempt: Attempt, capacity_rps: float, busy: float = 0.0, alone: Sequence[float] | None = None
+    ) -> PeakSearch:
         """Read off a few windows, or by their verdicts where these cannot be read.
 
         Args:
             attempt: At the configuration that is up.
             capacity_rps: What a closed loop was served.
             busy: Share of its time in which the driver of that loop computed, while the server may have waited for it.
+            alone: Latencies of requests without company; None: not known yet.
         """
         if self.closed_loop:
             return self._in_closed_loop(attempt, capacity_rps)
-        most_rps = min(HELD_BACK, (1 + CAPACITY_ERROR) / max(1.0 - busy, 1 / HELD_BACK)) * capacity_rps
-        search = self._in_open_loop(attempt, capacity_rps, most_rps)
+        search = self._in_open_loop(attempt, capacity_rps, busy, alone)
         if attempt.late_alone and not (search.peak_rps or search.rejected):
             # A machine that stands still for a few seconds looks just like that.
-            search = self._in_open_loop(attempt, capacity_rps, most_rps)
+            search = self._in_open_loop(attempt, capacity_rps, busy)
         if search.driver_limited:
             attempt.notes.append("the load driver, not the server, limited the highest rate that was tried")
         return search
 
-    def _in_open_loop(self, attempt: Attempt, capacity_rps: float, most_rps: float) -> PeakSearch:
+    def _in_open_loop(
+        self, attempt: Attempt, capacity_rps: float, busy: float, alone: Sequence[float] | None = None
+    ) -> PeakSearch:
         """The highest rate that meets the SLO."""
         before = len(attempt.probes)
         usual = statistics.median(self._ratios) * capacity_rps
         start_rps = self.expected(attempt.configuration, capacity_rps) if attempt.confirm else usual
         self._stand.settle()
-        alone = self._crew.alone(ALONE)
+        if alone is None:
+            alone = self._crew.alone(ALONE)
         lowest = min(max(LOWEST, LEAST_RPS / capacity_rps), LOWEST_SLOW)
         search, attempt.late_alone = None, ""
         if late_alone(alone, self._slo):
@@ -169,20 +196,30 @@ class PlainProbes:
                 windows=WINDOWS,
                 median=self.median(statistics.median(alone)),
                 least_rps=LEAST_RPS,
-                most_rps=most_rps,
+                most_rps=_most_rps(capacity_rps, busy),
             )
         if search is None:
             met = [p.rate_rps for p in attempt.probes[before:] if p.verdict is Verdict.MET]
-            if beyond := max(met, default=0.0) >= AT_CAPACITY * capacity_rps:
+            needed_rps, most_rps = attempt.needed_rps, None
+            if max(met, default=0.0) >= AT_CAPACITY * capacity_rps:
                 start_rps = max(met)
+                needed_rps = needed_rps if needed_rps is not None and needed_rps > start_rps else None
+                most_rps = HELD_BACK * capacity_rps
+                if GROWS * self._window_s(attempt, most_rps) < TELLING * self._slo.latency_s:
+                    # What is beyond the capacity would not show in such a window: a second look at that.
+                    in_flight = self.fills.get(str(attempt.configuration), self._stand.fill(attempt))
+                    again = self._crew.saturate(in_flight=in_flight, window_s=SATURATE_S, rounds=ROUNDS)
+                    attempt.probes.append(again)
+                    capacity_rps, busy = max((capacity_rps, busy), (again.achieved_rps, again.driver_cpu))
+                    most_rps = _most_rps(capacity_rps, busy)
             search = find_peak(
                 lambda rate: self.probe(attempt, rate, windows=GROWS),
                 capacity_rps=capacity_rps,
-                most_rps=HELD_BACK * capacity_rps if beyond else None,
+                most_rps=most_rps,
                 start_rps=start_rps,
                 step=CONFIRM_STEP if attempt.confirm else SEARCH_STEP,
                 rel_tol=CONFIRM_TOL if attempt.confirm else SEARCH_TOL,
-                needed_rps=attempt.needed_rps,
+                needed_rps=needed_rps,
                 floor_ratio=lowest,
             )
         return search
@@ -193,8 +230,7 @@ class PlainProbes:
 
     def _in_closed_loop(self, attempt: Attempt, capacity_rps: float) -> PeakSearch:
         """The throughput of as many requests in flight as meet the SLO."""
-        shortest, longest = CONFIRM_WINDOW_S if attempt.confirm else SEARCH_WINDOW_S
-        window_s = _window_s(capacity_rps, shortest, longest)
+        window_s = self._window_s(attempt, capacity_rps)
 
         def probe(in_flight: int) -> Probe:
             attempt.watch.say(f"probing with {in_flight} in flight")
@@ -204,16 +240,22 @@ class PlainProbes:
         start = max(1, round(capacity_rps * self._slo.latency_s / 2))
         return closed_peak(probe, start=start, capacity_rps=capacity_rps, needed_rps=attempt.needed_rps)
 
+    @staticmethod
+    def _window_s(attempt: Attempt, rate_rps: float) -> float:
+        """How long a window at a rate lasts."""
+        shortest, longest = CONFIRM_WINDOW_S if attempt.confirm else SEARCH_WINDOW_S
+        usual = min(longest, max(shortest, PROBE_REQUESTS / rate_rps))
+        return max(usual, min(LONGEST_WINDOW_S, LEAST_REQUESTS / rate_rps))
+
     def probe(self, attempt: Attempt, rate_rps: float, *, windows: int = 1, whole: bool = False) -> Probe:
         """One window of an attempt, on a schedule of its own; see `LoadDriver.probe`."""
         attempt.watch.say(f"probing at {rate_rps:.0f} RPS" if rate_rps >= 10 else f"probing at {rate_rps:.2g} RPS")
-        shortest, longest = CONFIRM_WINDOW_S if attempt.confirm else SEARCH_WINDOW_S
         watched = self._twin if not attempt.confirm else None
         if watched is not None:
             watched.before_probe()
         probe = self._crew.probe(
             rate_rps=rate_rps,
-            window_s=_window_s(rate_rps, shortest, longest),
+            window_s=self._window_s(attempt, rate_rps),
             seed=attempt.seed + len(attempt.probes),
             settle_after_s=None if attempt.confirm else SETTLE_AFTER_S,
             representative=True,
@@ -264,7 +306,6 @@ class PlainProbes:
         return self._slo.too_many_errors(closed.errors, closed.requests)
 
 
-def _window_s(rate_rps: float, shortest: float, longest: float) -> float:
-    """How long a window at a rate lasts."""
-    usual = min(longest, max(shortest, PROBE_REQUESTS / rate_rps))
-    return max(usual, min(LONGEST_WINDOW_S, LEAST_REQUESTS / rate_rps))
+def _most_rps(capacity_rps: float, busy: float) -> float:
+    """What a server may serve where its closed loop was kept going by a driver that was so busy."""
+    return min(HELD_BACK, (1 + CAPACITY_ERROR) / max(1.0 - busy, 1 / HELD_BACK)) * capacity_rps

@@ -31,11 +31,13 @@ from morphling_ray.serving.serve_config import (
     fractions_of_cores,
     largest_batch,
     replica_resources,
+    taken_at_once,
 )
 from morphling_ray.space import Configuration
 
 WARM_UP_S = 0.4
 FIRST_ANSWER_S = 30.0
+NO_LIMIT = 2**31
 BESIDE = "rival"  # of the name of an application that is up beside another one
 
 
@@ -179,8 +181,12 @@ class Stand:
             attempt.notes.append("fractions of a core are not enforced here (no control group may be made): whole ones")
 
     def fill(self, attempt: Attempt) -> int:
-        """Requests in flight that fill the batches of all replicas, with another batch waiting."""
-        return max(4, 2 * largest_batch(attempt.configuration) * len(self.replicas))
+        """Requests in flight that fill the batches of all replicas, with another batch waiting in them."""
+        return max(4, min(2 * largest_batch(attempt.configuration) * len(self.replicas), self.slots(attempt)))
+
+    def slots(self, attempt: Attempt) -> int:
+        """Requests that all replicas take at once: Serve's router asks again only now and then where more wait."""
+        return taken_at_once(self._facts, attempt.configuration) or NO_LIMIT
 
     def batches_alike(self, one: Configuration, other: Configuration) -> bool:
         """Whether two configurations form batches by the same settings, and share requests among as many replicas."""

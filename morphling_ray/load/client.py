@@ -82,7 +82,7 @@ class HttpError(Exception):
 def turned_away(error: BaseException) -> bool:
     """Whether the application takes no more requests at the moment, but may take one that comes later.
 
-    Serve says so where `max_queued_requests` is reached: by its own error, as HTTP 503, or as gRPC's RESOURCE_EXHAUSTED.
+    Serve says so where `max_queued_requests` is reached: by its own error, as HTTP 503 or as gRPC's RESOURCE_EXHAUSTED.
     Web applications say 429.
     """
     if isinstance(error, HttpError):

@@ -75,12 +75,14 @@ class Crew:
         latency_s: list[float] = ray.get(self._drivers[0].alone.remote(count, self._slo))
         return latency_s
 
-    def saturate(self, *, in_flight: int, window_s: float, kind: str = "saturate") -> Probe:
+    def saturate(self, *, in_flight: int, window_s: float, kind: str = "saturate", rounds: int = 0) -> Probe:
         """A closed loop with `in_flight` requests in all; see `LoadDriver.saturate`. `closed`: its verdict counts."""
         shares = [in_flight // self.size + (i < in_flight % self.size) for i in range(self.size)]
         records = ray.get(
             [
-                driver.saturate.remote(in_flight=share, window_s=window_s, slo=self._slo, patient=kind != "closed")
+                driver.saturate.remote(
+                    in_flight=share, window_s=window_s, slo=self._slo, patient=kind != "closed", rounds=rounds
+                )
                 for driver, share in zip(self._drivers, shares)
                 if share
             ]

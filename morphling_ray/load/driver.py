@@ -120,7 +120,9 @@ class LoadDriver:
             return None if self._streaming else patience_s  # of a stream it is not known what would have been late
         return None if window.errors else window.latency_s[row]
 
-    async def saturate(self, *, in_flight: int, window_s: float, slo: Slo, patient: bool = True) -> Record:
+    async def saturate(
+        self, *, in_flight: int, window_s: float, slo: Slo, patient: bool = True, rounds: int = 0
+    ) -> Record:
         """Closed loop: keeps `in_flight` requests going for `window_s`; `achieved_rps` is the capacity.
 
         It goes on until a few requests have ended, however slow they are, up to a bound; 0 if none did.
@@ -130,7 +132,9 @@ class LoadDriver:
             window_s: For how long.
             slo: Bounds.
             patient: Who is turned away comes again a little later, and that is no failure unless nobody is served.
+            rounds: Goes on until so many times `in_flight` were answered, up to the same bound.
         """
+        least = max(SLOPE, rounds * in_flight)
         window_s = max(window_s, STREAMS * self._stream_s)
         window = Tally(time.perf_counter(), slo)
         end, last = window.start + window_s, window.start + max(window_s, LONGEST_LOOP_S)
@@ -141,7 +145,7 @@ class LoadDriver:
                 if pause_s:
                     await asyncio.sleep(min(pause_s, max(0.0, end - time.perf_counter())))
                 now = time.perf_counter()
-                if now >= (end if len(window.finished_at) >= SLOPE or pause_s else last):
+                if now >= (end if len(window.finished_at) >= least or pause_s else last):
                     break
                 row = window.begin(now)
                 await self._send(window, row, next(self._payloads))
@@ -150,7 +154,7 @@ class LoadDriver:
 
         tasks = [asyncio.ensure_future(worker()) for _ in range(in_flight)]
         await asyncio.wait(tasks, timeout=window_s + 1.0 + self._stream_s)
-        while len(window.finished_at) < SLOPE and time.perf_counter() < last and not all(t.done() for t in tasks):
+        while len(window.finished_at) < least and time.perf_counter() < last and not all(t.done() for t in tasks):
             await asyncio.wait(tasks, timeout=CHECK_S, return_when=asyncio.FIRST_COMPLETED)
             end = max(end, time.perf_counter())
         capacity_rps = _completion_rate(window.finished_at, end, time.perf_counter() - window.start)

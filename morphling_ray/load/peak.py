@@ -22,6 +22,7 @@ AT_CAPACITY = 0.95  # of the capacity: a window at such a rate that meets the SL
 LEAST_EXCESS = 1e-3  # of the SLO's latency, above that of lone requests
 LOWEST_SHARE, HIGHEST_SHARE = 0.2, 0.97  # of the capacity: between these a window tells where the peak is
 OUT_OF_SIGHT = 0.5  # of the lowest rate that can be read: a peak that is foretold below is not looked for
+FAR_ABOVE = 1.15  # times a rate that was met: a peak foretold there says that it was met with ease
 MET_SHARE = 0.85  # of a rate that a window has met: the peak is at least that
 ONE_WINDOW_SD = 0.1
 MOST_PROBES = 10
@@ -128,6 +129,7 @@ def pooled_peak(
     probes: list[Probe] = []
     rates: list[float] = []
     logs: list[float] = []
+    met: list[tuple[float, float]] = []  # rates that were, and what each foretold
     rate = start_rps if needed_rps is None else needed_rps
     lowest = max(LOWEST_SHARE * capacity_rps, least_rps)
     for _ in range(windows):
@@ -153,6 +155,7 @@ def pooled_peak(
             return PeakSearch(
                 peak_rps=0.0, upper_rps=least_rps, rejected=False, driver_limited=False, probes=tuple(probes)
             )
+        met += [(result.rate_rps, found)] * (result.verdict is Verdict.MET)
         rates.append(math.log(result.rate_rps))
         logs.append(math.log(found))
         pooled, sd = _pooled(np.array(rates), np.array(logs))
@@ -161,10 +164,14 @@ def pooled_peak(
             return PeakSearch(
                 peak_rps=0.0, upper_rps=needed_rps, rejected=True, driver_limited=False, probes=tuple(probes), sd=sd
             )
-    if any(p.verdict is Verdict.MISSED and p.rate_rps < rate * math.exp(-3 * sd) for p in probes):
-        return None  # it misses where it should be quick
+    missed = [p for p in probes if p.verdict is Verdict.MISSED and p.rate_rps < rate]
+    if any(p.rate_rps < rate * math.exp(-3 * sd) or p.p50_s > slo_s for p in missed):
+        return None  # it misses where it should be quick, or most requests are late where hardly any should be
+    met_rps, foretold_rps = max(met, default=(0.0, 0.0))
+    if rate < met_rps and foretold_rps > FAR_ABOVE * met_rps:
+        return None  # a rate above was met with ease: the peak is where latencies leap, which no law foretells
     # A window that a pause has spoilt may foretell next to nothing; what another one has met is not far above the peak.
-    rate = max(rate, MET_SHARE * max((p.rate_rps for p in probes if p.verdict is Verdict.MET), default=0.0))
+    rate = max(rate, MET_SHARE * met_rps)
     return PeakSearch(
         peak_rps=rate,
         upper_rps=rate * math.exp(sd),

@@ -199,6 +199,16 @@ def expected_replicas(facts: ApplicationFacts, configuration: Mapping[str, Value
     return len(replica_resources(facts, configuration))
 
 
+def taken_at_once(facts: ApplicationFacts, configuration: Mapping[str, Value]) -> int | None:
+    """Requests that the replicas of the ingress take at once, more having to wait; None where their number varies."""
+    entry = next(e for e in application_config(facts, configuration)["deployments"] if e["name"] == facts.ingress)
+    declared = facts.deployments[facts.ingress]
+    if (declared.autoscaling or "autoscaling_config" in entry) and "num_replicas" not in entry:
+        return None
+    each = entry.get("max_ongoing_requests", declared.max_ongoing_requests)
+    return int(each) * int(entry.get("num_replicas") or declared.num_replicas or 1)
+
+
 def fractions_of_cores(facts: ApplicationFacts, configuration: Mapping[str, Value]) -> int:
     """How many replicas are to be held to a fraction of a core."""
     count = 0
