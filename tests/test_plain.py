@@ -93,12 +93,32 @@ class Waiting(Crew):
 
 
 @pytest.mark.parametrize(
+    ("configuration", "slo_s", "found", "asked"),
+    [
+        ({"max_num_seqs": 64}, 1.0, 64, [8, 16, 32, 64]),  # larger ones serve more, as far as the SLO leaves room
+        ({"max_num_seqs": 64}, 0.2, 16, [8, 16]),
+        ({"max_batch_size": 4}, 1.0, 8, [8]),  # known: no larger ones are formed
+    ],
+)
+def test_batches_that_no_knob_tells_of_are_filled(
+    configuration: dict[str, Any], slo_s: float, found: int, asked: list[int]
+) -> None:
+    """Fails if the batches of so few requests as are usual are taken for all that an engine can do."""
+    crew = Crew(0.1, 0.01)
+    plain = PlainProbes(Slo(latency_s=slo_s), SimpleNamespace(crew=crew), None, closed_loop=False)  # type: ignore[arg-type]
+    attempt = Attempt(configuration, Stopwatch(lambda text: None))
+    capacity = plain._capacity(attempt, 8, 8, [0.05], 64)
+    assert crew.asked == asked
+    assert capacity.achieved_rps == pytest.approx(found / 2 / (0.1 + 0.01 * found / 2))
+
+
+@pytest.mark.parametrize(
     ("wait_s", "slots", "found", "asked"),
     [
-        (0.02, 100, 5000.0, [16, 64, 256]),  # there is room for many more
+        (0.02, 100, 5000.0, [16, 64, 256, 512]),  # there is room for many more
         (1.0, 100, 100.0, [16, 32, 64, 128, 256]),  # also where that takes longer
         (0.02, 16, 800.0, [16, 64]),  # for no more
-        (0.02, 8, 400.0, [16]),  # they wait for each other as it is
+        (0.03, 8, 8 / 0.03, [16]),  # they wait for each other as it is
         (0.08, 1000, 6400.0, [16, 64, 256, 512]),  # as many as replicas take, if the SLO leaves no time to wait
     ],
 )

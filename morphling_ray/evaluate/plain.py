@@ -43,6 +43,7 @@ LOWEST, LOWEST_SLOW, LOWEST_LATE_ALONE = 1 / 32, 1 / 4, 1 / 2
 # Times the latency without company, below which requests in flight do not wait for each other: then so many times as
 # many are tried (twice as many, where that would take long), and again where they are served so many times as well.
 UNHURRIED, MANY_MORE, LEAST_GAIN = 1.5, 4, 1.1
+EASILY = 0.75  # of the SLO's latency: below that, twice as many are tried if the batches are not known
 STRAY = 3.0  # times the median: so long a request is not like the others
 TELLING = 10.0  # times the SLO's latency: in a window of that length a backlog that grows by a tenth makes late
 GROWS = 2  # times as long as usual: a window whose verdict counts, as long as that is not settled
@@ -120,22 +121,24 @@ class PlainProbes:
         While it warms up, a slow server answers too few requests to tell what room there is: those in flight then make
         small batches, which serve little, which leaves room for small batches. So there it is tried whether twice as
         many keep the SLO and are served better. Where requests take hardly longer than without company, a server that
-        waits for something else than its cores has room for many more. And where one of few took much longer than the
-        others (the first batch of its size, for many a library) there is a second look.
+        waits for something else than its cores has room for many more; and where they keep the SLO easily, one whose
+        batches no knob tells of may form larger ones. And where one of few took much longer than the others (the first
+        batch of its size, for many a library) there is a second look.
         """
         for _ in range(2):
             capacity = self._crew.saturate(in_flight=in_flight, window_s=SATURATE_S, rounds=ROUNDS)
             attempt.probes.append(capacity)
             if capacity.requests >= LEAST_REQUESTS or capacity.p99_s <= STRAY * capacity.p50_s:
                 break
-        alone_s = statistics.median(alone) if alone else 0.0
+        unhurried_s = UNHURRIED * statistics.median(alone) if alone else 0.0
+        easily_s = 0.0 if largest_batch(attempt.configuration, 0) else EASILY * self._slo.latency_s
         while not self.failing(capacity):
             few = capacity.requests < LEAST_REQUESTS + in_flight and in_flight < most
             if few:
                 more, gain = min(most, 2 * in_flight), 1.0
-            elif capacity.p50_s < UNHURRIED * alone_s and in_flight < slots:
-                quick = MANY_MORE * in_flight < SATURATE_S * capacity.achieved_rps
-                more, gain = min(slots, (MANY_MORE if quick else 2) * in_flight), LEAST_GAIN
+            elif in_flight < slots and (capacity.p50_s < unhurried_s or capacity.p99_s < easily_s):
+                many = capacity.p50_s < unhurried_s and MANY_MORE * in_flight < SATURATE_S * capacity.achieved_rps
+                more, gain = min(slots, (MANY_MORE if many else 2) * in_flight), LEAST_GAIN
             else:
                 break
             larger = self._crew.saturate(in_flight=more, window_s=SATURATE_S, rounds=ROUNDS if few else 1)
