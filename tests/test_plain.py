@@ -118,7 +118,7 @@ def test_batches_that_no_knob_tells_of_are_filled(
         (0.02, 100, 5000.0, [16, 64, 256, 512]),  # there is room for many more
         (1.0, 100, 100.0, [16, 32, 64, 128, 256]),  # also where that takes longer
         (0.02, 16, 800.0, [16, 64]),  # for no more
-        (0.03, 8, 8 / 0.03, [16]),  # they wait for each other as it is
+        (0.04, 8, 200.0, [16]),  # they wait for each other as it is
         (0.08, 1000, 6400.0, [16, 64, 256, 512]),  # as many as replicas take, if the SLO leaves no time to wait
     ],
 )
