@@ -60,11 +60,11 @@ class Cluster:
         """Whether all nodes together have these resources."""
         return all(sum(n.get(name, 0.0) for n in self.all_nodes) >= amount for name, amount in needed.items())
 
-    def check_gpus(self, needed: dict[str, float]) -> None:
-        """Checks GPUs and GPU types before anything is deployed: Ray would wait for them for ever.
+    def check(self, needed: dict[str, float]) -> None:
+        """Checks GPUs and resources that have names before anything is deployed: Ray would wait for them for ever.
 
         Raises:
-            InputError: The cluster has none, too few, or not that type.
+            InputError: The cluster has no such resource, too few GPUs, or none of that type.
         """
         gpus, types = sum(n.get("GPU", 0.0) for n in self.all_nodes), self.gpu_types
         if needed.get("GPU", 0.0) > gpus:
@@ -77,6 +77,11 @@ class Cluster:
             if kind == "accelerator_type" and gpu_type not in types:
                 raise InputError(
                     f"the space asks for GPU type {gpu_type}, but the cluster has {', '.join(types) or 'none'}"
+                )
+            if kind not in ("CPU", "GPU", "accelerator_type") and not any(n.get(name) for n in self.all_nodes):
+                raise InputError(
+                    f"the application asks for the Ray resource {name!r}, which no node of the cluster has; "
+                    f"start a node with it (ray start --resources), or ask for none in ray_actor_options"
                 )
 
 

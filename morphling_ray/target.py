@@ -209,7 +209,7 @@ class ServeTarget:
             of = frozenset(needed) - {"CPU", "GPU"}
             least[of] = min(needed, least.get(of, needed), key=lambda n: n.get("GPU", 0.0))
         for needed in least.values():
-            cluster.check_gpus(needed)
+            cluster.check(needed)
         held = [
             (c, each)
             for c, each, needed in zip(space.configurations, replicas, needs, strict=True)
@@ -219,10 +219,12 @@ class ServeTarget:
         ]
         if not held:
             smallest = min(needs, key=lambda n: (n.get("GPU", 0.0), n["CPU"]))
+            other = {name: amount for name, amount in smallest.items() if name not in ("CPU", "GPU")}
+            beside = f", beside {', '.join(f'{amount:g} of {name}' for name, amount in other.items())}" if other else ""
             raise InputError(
                 f"no configuration of the space fits the cluster, whose largest node has {cluster.largest_cpus} cores: "
-                f"the smallest takes {smallest['CPU']:g} for its replicas; give deployments that hardly compute less, "
-                'ray_actor_options={"num_cpus": 0.1} say'
+                f"the smallest takes {smallest['CPU']:g} for its replicas{beside}; give deployments that hardly "
+                'compute less, ray_actor_options={"num_cpus": 0.1} say'
             )
         notes: tuple[str, ...] = ()
         if len(held) < len(space):

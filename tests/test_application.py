@@ -1,5 +1,6 @@
 """What is read from an application's code, and the Serve config that a configuration becomes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from morphling_ray.serving.serve_config import (
     largest_batch,
     replica_resources,
     serve_config,
+    taken_at_once,
     total,
 )
 from morphling_ray.space import Configuration, Knob
@@ -98,7 +100,24 @@ def test_knobs_go_where_they_belong(batched: ApplicationFacts) -> None:
     assert config["applications"][0]["runtime_env"]["env_vars"]["PYTHONPATH"].split(":")[0] == str(APPS)
     assert expected_replicas(batched, configuration) == 3
     assert total(replica_resources(batched, configuration)) == {"CPU": 6.0, "GPU": 0.0}
+    assert taken_at_once(batched, configuration) == 21
     assert largest_batch(configuration) == 8
+
+
+def test_resources_that_have_names_are_counted(batched: ApplicationFacts) -> None:
+    """Fails if memory, or a resource that a cluster's owner named, is not counted for each replica."""
+    options = {"num_cpus": 1, "memory": 1e9, "resources": {"fast_disk": 0.5}}
+    (deployment,) = batched.deployments.values()
+    asking = replace(batched, deployments={deployment.name: replace(deployment, ray_actor_options=options)})
+    held = total(replica_resources(asking, {"num_replicas": 3}))
+    assert held == {"CPU": 3.0, "GPU": 0.0, "memory": 3e9, "fast_disk": 1.5}
+
+
+def test_the_limit_of_requests_at_once_is_that_of_the_ingress(web: ApplicationFacts) -> None:
+    """Fails if another deployment's limit counts, or if one that is declared does not."""
+    assert taken_at_once(web, {}) == 100
+    declared = replace(web.deployments[web.ingress], max_ongoing_requests=7, num_replicas=2)
+    assert taken_at_once(replace(web, deployments={**web.deployments, web.ingress: declared}), {}) == 14
 
 
 def test_serves_small_default_limit_does_not_throttle_the_test(web: ApplicationFacts) -> None:

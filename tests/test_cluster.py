@@ -19,7 +19,7 @@ def test_what_fits() -> None:
     assert TWO_NODES.largest_cpus == 8
     assert TWO_NODES.can_hold({"CPU": 12.0, "GPU": 1.0})
     assert not TWO_NODES.can_hold({"CPU": 13.0})
-    TWO_NODES.check_gpus({"GPU": 1.0, "accelerator_type:T4": 0.001})
+    TWO_NODES.check({"GPU": 1.0, "accelerator_type:T4": 0.001})
 
 
 @pytest.mark.parametrize(
@@ -27,12 +27,13 @@ def test_what_fits() -> None:
     [
         ({"GPU": 2.0}, "asks for 2 GPU, but the cluster has 1"),
         ({"GPU": 1.0, "accelerator_type:V100": 0.001}, "asks for GPU type V100, but the cluster has T4"),
+        ({"CPU": 1.0, "fast_disk": 1.0}, "asks for the Ray resource 'fast_disk', which no node of the cluster has"),
     ],
 )
-def test_missing_gpus_are_said(needed: dict[str, float], said: str) -> None:
-    """Fails if a GPU or a type that no node has is let through: Ray would wait for it for ever."""
+def test_what_no_node_has_is_said(needed: dict[str, float], said: str) -> None:
+    """Fails if a GPU, a type or a resource that no node has is let through: Ray would wait for it for ever."""
     with pytest.raises(InputError, match=said):
-        TWO_NODES.check_gpus(needed)
+        TWO_NODES.check(needed)
 
 
 def test_output_of_others_goes_to_the_file(tmp_path: Path) -> None:

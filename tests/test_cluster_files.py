@@ -169,7 +169,7 @@ def test_what_an_autoscaler_may_add() -> None:
     cluster = Cluster(local=False, nodes=({"CPU": 0.0},), to_come=to_come(types, [{"CPU": 0.0}]))
     assert cluster.largest_cpus == 16
     assert set(cluster.gpu_types) == GPUS
-    cluster.check_gpus({"GPU": 1.0, "accelerator_type:H100": 0.001})
+    cluster.check({"GPU": 1.0, "accelerator_type:H100": 0.001})
 
 
 @pytest.mark.parametrize("text", ["a: 1", "- 1", "a: [", "available_node_types: 3", "spec: {workerGroupSpecs: [1]}"])

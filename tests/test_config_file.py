@@ -103,6 +103,15 @@ def test_the_file_is_edited_and_its_comments_stay(facts: ApplicationFacts) -> No
     assert len(changed) < 20
 
 
+@pytest.mark.parametrize("dash", ["", "  "])
+def test_lists_stay_where_they_were(tmp_path: Path, dash: str) -> None:
+    """Fails if lists that are written in another way are all moved: the change would not be seen for the noise."""
+    text = f"applications:\n# the only one\n{dash}- name: one\n{dash}  import_path: a:b\n"
+    text += f"{dash}  deployments:\n{dash}  {dash}- name: A\n{dash}  {dash}  num_replicas: 1\n"
+    (file := tmp_path / "serve.yaml").write_text(text)
+    assert edited(file, None, {"deployments": {"A": {"num_replicas": 2}}}) == text.replace("1\n", "2\n")
+
+
 def test_an_autoscaled_ingress_gets_the_target_that_was_measured() -> None:
     """Fails if autoscaling is lost in the result, or if its target stays what somebody once guessed."""
     facts = inspect_app(f"{APPS / 'autoscaled.py'}:app")

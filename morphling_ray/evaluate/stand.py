@@ -37,7 +37,6 @@ from morphling_ray.space import Configuration
 
 WARM_UP_S = 0.4
 FIRST_ANSWER_S = 30.0
-NO_LIMIT = 2**31
 BESIDE = "rival"  # of the name of an application that is up beside another one
 
 
@@ -186,7 +185,7 @@ class Stand:
 
     def slots(self, attempt: Attempt) -> int:
         """Requests that all replicas take at once: Serve's router asks again only now and then where more wait."""
-        return taken_at_once(self._facts, attempt.configuration) or NO_LIMIT
+        return taken_at_once(self._facts, attempt.configuration)
 
     def batches_alike(self, one: Configuration, other: Configuration) -> bool:
         """Whether two configurations form batches by the same settings, and share requests among as many replicas."""

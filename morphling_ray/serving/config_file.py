@@ -2,6 +2,7 @@
 
 import difflib
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ def edited(file: Path, name: str | None, wanted: Mapping[str, Any]) -> str:
     yaml.preserve_quotes = True
     yaml.width = 4096
     text = file.read_text()
-    yaml.indent(mapping=2, sequence=4, offset=2) if "\n  - " in text else yaml.indent(mapping=2, sequence=2, offset=0)
+    indented = re.search(r"^applications:[^\n]*\n(?:\s*(?:#[^\n]*)?\n)*( *)- ", text, re.M)
+    yaml.indent(mapping=2, sequence=4, offset=2) if indented and indented[1] else yaml.indent(2, 2, 0)
     config = yaml.load(text)
     applications = config["applications"]
     (application,) = [a for a in applications if name is None or a.get("name", "default") == name]

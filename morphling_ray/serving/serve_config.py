@@ -153,7 +153,7 @@ def grpc_options(port: int, servicer: str) -> dict[str, Any]:
 
 
 def replica_resources(facts: ApplicationFacts, configuration: Mapping[str, Value]) -> list[dict[str, float]]:
-    """Ray resources that each replica holds: `CPU`, `GPU`, and `accelerator_type:X` where a type is named."""
+    """Ray resources that each replica holds: `CPU`, `GPU`, and what else is named: a type of GPU, memory, one's own."""
     return [needed for count, needed in resources(facts, configuration).values() for _ in range(count)]
 
 
@@ -168,6 +168,9 @@ def resources(facts: ApplicationFacts, configuration: Mapping[str, Value]) -> di
         }
         if options.get("accelerator_type"):
             needed[f"accelerator_type:{options['accelerator_type']}"] = 0.001
+        if options.get("memory"):
+            needed["memory"] = float(options["memory"])
+        needed |= {name: float(amount) for name, amount in (options.get("resources") or {}).items()}
         count = entry.get("num_replicas") or facts.deployments[entry["name"]].num_replicas or 1
         each[entry["name"]] = count, needed
     return each
@@ -190,7 +193,7 @@ def total(replicas: Iterable[Mapping[str, float]]) -> dict[str, float]:
     held: dict[str, float] = {"CPU": 0.0, "GPU": 0.0}
     for needed in replicas:
         for name, amount in needed.items():
-            held[name] = amount if name.startswith("accelerator_type:") else held[name] + amount
+            held[name] = amount if name.startswith("accelerator_type:") else held.get(name, 0.0) + amount
     return held
 
 
@@ -199,12 +202,10 @@ def expected_replicas(facts: ApplicationFacts, configuration: Mapping[str, Value
     return len(replica_resources(facts, configuration))
 
 
-def taken_at_once(facts: ApplicationFacts, configuration: Mapping[str, Value]) -> int | None:
-    """Requests that the replicas of the ingress take at once, more having to wait; None where their number varies."""
+def taken_at_once(facts: ApplicationFacts, configuration: Mapping[str, Value]) -> int:
+    """Requests that the replicas of the ingress take at once; more than these wait in Serve's router."""
     entry = next(e for e in application_config(facts, configuration)["deployments"] if e["name"] == facts.ingress)
     declared = facts.deployments[facts.ingress]
-    if (declared.autoscaling or "autoscaling_config" in entry) and "num_replicas" not in entry:
-        return None
     each = entry.get("max_ongoing_requests", declared.max_ongoing_requests)
     return int(each) * int(entry.get("num_replicas") or declared.num_replicas or 1)
 
