@@ -218,12 +218,13 @@ class LoadDriver:
                 planned += len(part)
                 if settled is not None or tests.settled(*window.known()) is not None:
                     break
+            last = max(window.due, default=0.0)  # one that has failed may be left out
             while window.in_flight and settled is not Verdict.MISSED:
                 await asyncio.wait(
                     list(window.in_flight.values()), timeout=CHECK_S, return_when=asyncio.FIRST_COMPLETED
                 )
                 settled = settled or decide()
-                if time.perf_counter() > window.due[-1] + slo.latency_s + STREAMS * self._stream_s:
+                if time.perf_counter() > last + slo.latency_s + STREAMS * self._stream_s:
                     break  # all that are left are late, whatever happens to them now
             record = window.record(planned=planned, settled=settled)
             await _give_up(list(window.in_flight.values()))
