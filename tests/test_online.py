@@ -48,7 +48,7 @@ def serving(app: str, space: dict[str, list[Any]] | None, **settings: Any) -> It
     from morphling_ray.experiment import Experiment
     from morphling_ray.target import ServeTarget
 
-    target = ServeTarget(Experiment(app=app, slo_p99_ms=SLO_MS, space=space, **settings))
+    target = ServeTarget(Experiment(app=app, space=space, **{"slo_p99_ms": SLO_MS, **settings}))
     plan = target.plan(Cluster(local=True, nodes=({"CPU": 2.0},)))
     evaluator = OnlineEvaluator(**plan.arguments)
     yield plan, evaluator
@@ -268,6 +268,14 @@ def test_another_server_is_measured_by_plain_probes(served: tuple[Any, Any]) -> 
         ServiceTimes(np.array([1]), np.array([0.009]), NO_STRAYS), [(1, 0.0)], slo_s=SLO_MS / 1e3, percentile=99.0
     )
     assert LOWEST < found.metrics["peak_rps"] / expected < HIGHEST
+
+
+def test_a_server_that_waits_and_turns_requests_away_is_used_in_full(ray_serve: None) -> None:
+    """Fails if its peak is what the usual few requests in flight are served (160 RPS), or if refusals are failures."""
+    with serving(f"{APPS / 'waiting.py'}:app", {"cpu_cores": [1]}, slo_p99_ms=200.0) as (_, evaluator):
+        found = evaluator.measure({"cpu_cores": 1})
+    assert found.feasible, found.infeasible_because
+    assert 0.55 < found.metrics["peak_rps"] / (64 / 0.1) < 1.05
 
 
 @pytest.mark.parametrize("served", [("md1", {"cpu_cores": [1, 2], "num_replicas": [1, 2]})], indirect=True)
