@@ -10,26 +10,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 from aiohttp import web
-from ray.exceptions import RayTaskError
-from ray.serve.exceptions import BackPressureError
+from in_process import SLO, OneAtATime, driver
 from ray.serve.generated import serve_pb2
 
 from morphling_ray.errors import InputError
 from morphling_ray.experiment import read_request
 from morphling_ray.load.arrivals import poisson_arrivals, representative_arrivals, times_in_queue
-from morphling_ray.load.client import HttpClient, HttpError, is_grpc, is_http, turned_away
+from morphling_ray.load.client import HttpClient, HttpError, is_grpc, is_http
 from morphling_ray.load.driver import LoadDriver, RequestSource
 from morphling_ray.load.sequential import Sequential
 from morphling_ray.load.tally import Tally
 from morphling_ray.load.window import Record, allowed_late, judge, lone_tail_s, tail_s, together
 from morphling_ray.measurement import Probe, Verdict
 from morphling_ray.objective import Slo
-
-SLO = Slo(latency_s=0.05, percentile=99.0, max_error_rate=0.01)
 
 
 def test_arrivals_are_poisson_sorted_and_repeatable() -> None:
@@ -187,38 +183,6 @@ def test_records_of_several_drivers_are_one() -> None:
     assert together([record([0.1], Verdict.MET), record([0.2], None)]).settled is None
 
 
-class OneAtATime:
-    """A server with a fixed service time and one worker (M/D/1 under Poisson load)."""
-
-    def __init__(self, service_s: float, fail_after: int = 10**9) -> None:
-        self.service_s, self.fail_after, self.served = service_s, fail_after, 0
-        self.free_at = 0.0
-        self.given_up = 0
-
-    async def send(self, payload: Any) -> Any:
-        self.served += 1
-        if self.served > self.fail_after:
-            raise RuntimeError("broken")
-        self.free_at = max(time.perf_counter(), self.free_at) + self.service_s
-        try:
-            await asyncio.sleep(self.free_at - time.perf_counter())
-        except asyncio.CancelledError:
-            self.given_up += 1
-            raise
-        return payload
-
-    def stream(self, payload: Any) -> AsyncIterator[int]:
-        raise AssertionError("nobody has asked for a stream")
-
-    async def close(self) -> None:
-        pass
-
-
-def driver(server: OneAtATime) -> LoadDriver:
-    """A driver in this process."""
-    return LoadDriver(lambda: server, itertools.repeat({"x": 1}))
-
-
 async def offer(server: OneAtATime, *, rate_rps: float, window_s: float, seed: int, settle: bool = False) -> Probe:
     """One window of open-loop load."""
     record = await driver(server).probe(
@@ -241,105 +205,6 @@ async def test_capacity_of_a_server_slower_than_the_window() -> None:
     record = await driver(OneAtATime(0.3)).saturate(in_flight=2, window_s=0.1, slo=SLO)
     assert record.achieved_rps == pytest.approx(1 / 0.3, rel=0.15)
     assert len(record.latency_s) >= 4
-
-
-class Crowded(OneAtATime):
-    """One that takes no more than `most` requests at a time, and none at all if that is 0."""
-
-    def __init__(self, service_s: float, most: int) -> None:
-        super().__init__(service_s)
-        self.most, self.inside, self.refused = most, 0, 0
-
-    async def send(self, payload: Any) -> Any:
-        if self.inside >= self.most:
-            self.refused += 1
-            raise BackPressureError(self.inside, self.most)
-        self.inside += 1
-        try:
-            return await super().send(payload)
-        finally:
-            self.inside -= 1
-
-
-@pytest.mark.timed
-async def test_capacity_of_a_server_that_turns_requests_away() -> None:
-    """Fails if those count as failures, or as answers, or if they end the loop, or come again without a pause."""
-    server = Crowded(0.005, most=3)
-    record = await driver(server).saturate(in_flight=40, window_s=0.8, slo=SLO)
-    assert record.achieved_rps == pytest.approx(200.0, rel=0.1)
-    assert np.median(record.latency_s) == pytest.approx(3 * 0.005, rel=0.4)
-    assert (record.errors, record.first_error) == (0, "")
-    assert 37 <= server.refused < 500
-    closed = await driver(Crowded(0.005, most=3)).saturate(in_flight=40, window_s=0.8, slo=SLO, patient=False)
-    assert closed.errors >= 20
-    assert "BackPressureError: Request dropped" in closed.first_error
-
-
-@pytest.mark.timed
-async def test_a_server_that_turns_everyone_away_serves_nothing() -> None:
-    """Fails if a closed loop waits for it, or if its failures are forgiven."""
-    start = time.perf_counter()
-    record = await driver(Crowded(0.005, most=0)).saturate(in_flight=4, window_s=0.3, slo=SLO)
-    assert time.perf_counter() - start < 1.0
-    assert record.achieved_rps == 0.0
-    assert record.errors > 4
-    assert "BackPressureError" in record.first_error
-
-
-def test_who_is_turned_away_is_told_from_who_fails() -> None:
-    """Fails for either kind of error taken for the other, and where the replica's own error is not looked at."""
-    cause = BackPressureError(8, 8)
-    away = [cause, RayTaskError("f", "", cause).as_instanceof_cause(), HttpError(503, b""), HttpError(429, b"")]
-    away += [grpc_error(grpc.StatusCode.RESOURCE_EXHAUSTED)]
-    failed = [ValueError("no"), HttpError(500, b""), grpc_error(grpc.StatusCode.UNAVAILABLE)]
-    assert [turned_away(error) for error in away] == [True] * 5
-    assert [turned_away(error) for error in failed] == [False] * 3
-
-
-def test_failures_that_the_slo_allows_are_not_late() -> None:
-    """Fails if more than 1 % can never fail under a p99, or if failures that are allowed or not are not counted."""
-
-    def verdict(errors: int, late: int, slo: Slo) -> tuple[Verdict, float]:
-        tally = Tally(time.perf_counter() - 1.0, slo)
-        for number in range(200):
-            tally.end(tally.begin(tally.start), ValueError("no") if number < errors else None)
-        for row in range(errors, 200):
-            tally.latency_s[row] = 1.0 if row < errors + late else 0.01
-        probe = judge(tally.record(planned=200, settled=None), kind="open", rate_rps=200.0, window_s=1.0, slo=slo)
-        assert (probe.requests, probe.errors) == (200, errors)
-        return probe.verdict, probe.slo_latency_s
-
-    lenient = replace(SLO, max_error_rate=0.05)
-    assert verdict(9, 0, SLO) == (Verdict.MISSED, math.inf)
-    assert verdict(9, 0, lenient) == (Verdict.MET, 0.01)
-    assert verdict(9, 5, lenient) == (Verdict.MISSED, 1.0)
-    assert verdict(11, 0, lenient)[0] is Verdict.MISSED
-    assert verdict(1, 1, SLO)[0] is Verdict.MET
-    assert verdict(1, 2, SLO)[0] is Verdict.MISSED
-
-
-def test_one_failure_of_few_requests_proves_nothing() -> None:
-    """Fails if a single failure while a server warms up makes a configuration infeasible, or if a tenth does not."""
-    assert [SLO.too_many_errors(errors, 40) for errors in (1, 2, 4)] == [False, True, True]
-    assert replace(SLO, max_error_rate=0.0).too_many_errors(1, 10_000)
-    assert not SLO.too_many_errors(0, 0)
-
-
-def grpc_error(code: grpc.StatusCode) -> grpc.aio.AioRpcError:
-    """Of a call."""
-    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata())
-
-
-async def test_the_first_real_failure_is_what_is_told() -> None:
-    """Fails if a request that was turned away before hides why others failed."""
-    tally = Tally(time.perf_counter(), SLO)
-    for error in (BackPressureError(8, 8), BackPressureError(8, 8), ValueError("no"), KeyError("x")):
-        tally.end(tally.begin(tally.start), error)
-    tally.end(tally.begin(tally.start))
-    assert tally.first_error == "ValueError: no"
-    assert tally.known() == (5, 4)
-    tally.forgive()
-    assert (tally.errors, tally.first_error, tally.known()) == (2, "ValueError: no", (3, 2))
 
 
 @pytest.mark.timed
