@@ -80,16 +80,27 @@ def test_a_capacity_that_one_long_batch_made_is_looked_at_again() -> None:
 class Waiting(Crew):
     """Drivers of a server that waits `wait_s` for something else, in so many requests at once."""
 
-    def __init__(self, wait_s: float, slots: int) -> None:
+    def __init__(self, wait_s: float, slots: int, breaks_at: int = 10**9) -> None:
         super().__init__(0.0, 0.0)
-        self.wait_s, self.slots = wait_s, slots
+        self.wait_s, self.slots, self.breaks_at = wait_s, slots, breaks_at
 
     def saturate(self, *, in_flight: int, window_s: float, **how: Any) -> Probe:
         served = min(in_flight, self.slots) / self.wait_s
         took_s = in_flight / served
         self.base = took_s
         probe = super().saturate(in_flight=in_flight, window_s=window_s)
-        return replace(probe, achieved_rps=served, requests=in_flight + round(served * window_s))
+        requests = in_flight + round(served * window_s)
+        errors = requests // 2 if in_flight >= self.breaks_at else 0
+        return replace(probe, achieved_rps=served, requests=requests, errors=errors)
+
+
+def test_a_server_that_fails_with_more_than_it_needs_is_taken_as_it_was_before() -> None:
+    """Fails if a look at more requests in flight makes a configuration infeasible that serves fewer without failure."""
+    crew = Waiting(0.02, 100, breaks_at=64)
+    plain = PlainProbes(Slo(latency_s=0.1), SimpleNamespace(crew=crew), None, closed_loop=False)  # type: ignore[arg-type]
+    attempt = Attempt({"num_replicas": 1}, Stopwatch(lambda text: None))
+    capacity = plain._capacity(attempt, 16, 16, [0.02] * 5, 512)
+    assert (crew.asked, capacity.errors, capacity.achieved_rps) == ([16, 64], 0, pytest.approx(800.0))
 
 
 @pytest.mark.parametrize(

@@ -143,8 +143,8 @@ class PlainProbes:
                 break
             larger = self._crew.saturate(in_flight=more, window_s=SATURATE_S, rounds=ROUNDS if few else 1)
             attempt.probes.append(larger)
-            if larger.achieved_rps <= gain * capacity.achieved_rps:
-                break
+            if larger.achieved_rps <= gain * capacity.achieved_rps or (self.failing(larger) and not few):
+                break  # to fail with more than it needs says nothing against it; with its own batches it would
             if few and larger.achieved_rps * self._slo.latency_s < more:
                 break
             capacity, in_flight = larger, more
