@@ -100,7 +100,8 @@ def test_a_server_that_fails_with_more_than_it_needs_is_taken_as_it_was_before()
     plain = PlainProbes(Slo(latency_s=0.1), SimpleNamespace(crew=crew), None, closed_loop=False)  # type: ignore[arg-type]
     attempt = Attempt({"num_replicas": 1}, Stopwatch(lambda text: None))
     capacity = plain._capacity(attempt, 16, 16, [0.02] * 5, 512)
-    assert (crew.asked, capacity.errors, capacity.achieved_rps) == ([16, 64], 0, pytest.approx(800.0))
+    assert (crew.asked, capacity.errors) == ([16, 64], 0)
+    assert capacity.achieved_rps == pytest.approx(800.0)
 
 
 @pytest.mark.parametrize(
