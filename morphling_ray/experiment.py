@@ -6,7 +6,6 @@ file are relative to it.
 
 import argparse
 import difflib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any, NoReturn
 import yaml
 
 from morphling_ray.errors import InputError
-from morphling_ray.load.client import is_http
 from morphling_ray.masking import hidden, is_secret
 from morphling_ray.objective import BUNDLED_PRICES, ServingObjective, Slo
 from morphling_ray.serving.config_file import split
@@ -362,26 +360,3 @@ def _is_path(name: str, value: str, folder: Path | None = None) -> bool:
     if name == "request":  # a file, or module:function
         return value.endswith((".json", ".jsonl")) or ((folder or Path.cwd()) / value).is_file()
     return True
-
-
-def read_request(path: Path) -> list[Any]:
-    """The payloads in a request file: the one JSON value of a `.json` file, or those of all lines of a `.jsonl` file.
-
-    A list of HTTP requests is as many payloads: nobody sends one as the body of another.
-
-    Raises:
-        InputError: It cannot be read, holds nothing, or is not JSON.
-    """
-    try:
-        text = path.read_text()
-        texts = [line for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else [text]
-        payloads = [json.loads(each) for each in texts]
-    except OSError as error:
-        raise InputError(f"request file {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"request file {path} is not JSON: {error}") from error
-    if not payloads:
-        raise InputError(f"request file {path} is empty")
-    if path.suffix != ".jsonl" and isinstance(payloads[0], list) and payloads[0] and all(map(is_http, payloads[0])):
-        return payloads[0]
-    return payloads

@@ -13,9 +13,8 @@ import yaml
 
 from morphling_ray.cluster import Cluster, quoted_python
 from morphling_ray.errors import InputError
-from morphling_ray.experiment import DEMO, Experiment, read_request
-from morphling_ray.load.client import is_grpc, is_http
-from morphling_ray.load.driver import RequestSource
+from morphling_ray.experiment import DEMO, Experiment
+from morphling_ray.load.requests import RequestSource, is_call, is_grpc, is_http, read_request
 from morphling_ray.objective import ExpressionObjective, Objective, Prices, ServingObjective
 from morphling_ray.space import Configuration, SearchSpace
 
@@ -161,6 +160,13 @@ class ServeTarget:
             )
         if is_grpc(first):
             return source, "grpc"
+        if self.facts.methods and not is_call(first) and not is_http(first):
+            raise InputError(
+                f"{self.facts.ingress} cannot be called itself: --request says which method to call, of "
+                f'{", ".join(self.facts.methods)}: {{"call": "{self.facts.methods[0]}", "args": [...]}}'
+            )
+        if is_call(first):
+            return source, None
         if self.facts.wants_http and source.function is None and not all(map(is_http, source.values)):
             path = self.facts.route_prefix
             posts = [v if is_http(v) else {"method": "POST", "path": path, "json": v} for v in source.values]

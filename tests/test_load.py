@@ -2,25 +2,21 @@
 
 import asyncio
 import itertools
-import json
 import math
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from aiohttp import web
 from in_process import SLO, OneAtATime, driver
-from ray.serve.generated import serve_pb2
 
 from morphling_ray.errors import InputError
-from morphling_ray.experiment import read_request
 from morphling_ray.load.arrivals import poisson_arrivals, representative_arrivals, times_in_queue
-from morphling_ray.load.client import HttpClient, HttpError, is_grpc, is_http
-from morphling_ray.load.driver import LoadDriver, RequestSource
+from morphling_ray.load.client import HttpClient, HttpError
+from morphling_ray.load.driver import LoadDriver
 from morphling_ray.load.sequential import Sequential
 from morphling_ray.load.tally import Tally
 from morphling_ray.load.window import Record, allowed_late, judge, lone_tail_s, tail_s, together
@@ -472,52 +468,3 @@ async def test_asking_once_tells_what_went_wrong() -> None:
     assert await driver(OneAtATime(0.001, fail_after=0)).ask(1.0) == ("RuntimeError: broken", None)
     problem, _ = await driver(OneAtATime(5.0)).ask(0.05)
     assert problem == "no answer within 0.05 s"
-
-
-def test_request_sources(tmp_path: Any) -> None:
-    """Fails if a function is called once only, or a generator is not cycled."""
-    (tmp_path / "my_requests.py").write_text(
-        "import itertools\n_n = itertools.count()\n"
-        "def each():\n    return next(_n)\n"
-        "def items():\n    yield 'a'\n    yield 'b'\n"
-    )
-    folder = str(tmp_path)
-    assert list(itertools.islice(RequestSource(values=([1],)).payloads(), 2)) == [[1], [1]]
-    assert list(itertools.islice(RequestSource(values=(1, 2)).payloads(), 3)) == [1, 2, 1]
-    assert list(itertools.islice(RequestSource(function="my_requests:each", folder=folder).payloads(), 3)) == [0, 1, 2]
-    items = RequestSource(function="my_requests:items", folder=folder).payloads()
-    assert list(itertools.islice(items, 3)) == ["a", "b", "a"]
-
-
-def test_what_a_request_file_holds(tmp_path: Path) -> None:
-    """Fails if a list of HTTP requests is sent as the body of one, or any other list is taken apart."""
-    request = {"method": "POST", "path": "/score", "json": {"x": 1}}
-
-    def read(name: str, text: str) -> list[Any]:
-        (tmp_path / name).write_text(text)
-        return read_request(tmp_path / name)
-
-    assert read("one.json", json.dumps(request)) == [request]
-    assert read("list.json", json.dumps([request, request])) == [request, request]
-    assert read("numbers.json", "[1, 2]") == [[1, 2]]
-    assert read("mixed.json", json.dumps([request, 1])) == [[request, 1]]
-    assert read("none.json", "[]") == [[]]
-    assert read("lines.jsonl", "[1, 2]\n\n3\n") == [[1, 2], 3]
-    assert read("lists.jsonl", json.dumps([request]) + "\n") == [[request]]
-
-
-def test_what_a_grpc_request_is() -> None:
-    """Fails if an HTTP request, or a dict that holds no message, is taken for a gRPC call."""
-    message = serve_pb2.UserDefinedMessage(name="somebody")
-    assert is_grpc({"method": "/package.Service/Method", "message": message})
-    assert not is_grpc({"method": "GET", "path": "/"})
-    assert not is_grpc({"method": "/package.Service/Method", "message": {"name": "somebody"}})
-    assert not is_http({"method": "/package.Service/Method", "message": message})
-
-
-def test_what_an_http_request_is() -> None:
-    """Fails if any dict counts as HTTP."""
-    assert is_http({"method": "POST", "path": "/x", "json": {}})
-    assert not is_http({"method": "POST"})
-    assert not is_http({"method": "POST", "path": "/", "pixels": []})
-    assert not is_http(["method", "path"])

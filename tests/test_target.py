@@ -105,3 +105,32 @@ def test_an_application_for_a_gpu_is_searched_without_a_word(tmp_path: Path) -> 
     assert "gpu_share" not in plan(str(tmp_path / "serve.yaml"), card, mps="off").space.columns
     with pytest.raises(InputError, match=r"asks for 0\.1 GPU, but the cluster has 0"):
         plan(str(tmp_path / "serve.yaml"))
+
+
+def test_an_ingress_that_only_has_methods(tmp_path: Path) -> None:
+    """Fails if who forgot to say which method is meant hears of it in a trial only, or is asked though it was said."""
+    (tmp_path / "methods_only.py").write_text(
+        "from ray import serve\n"
+        "@serve.deployment\n"
+        "class Index:\n"
+        "    def reconfigure(self, config): ...\n"
+        "    def add(self, text): ...\n"
+        "    def search(self, text, k): ...\n"
+        "    def _own(self): ...\n"
+        "app = Index.bind()\n"
+    )
+    app, request = f"{tmp_path / 'methods_only.py'}:app", tmp_path / "request.json"
+    request.write_text('{"call": "search", "args": ["cats"], "kwargs": {"k": 3}}')
+    assert plan(app, request=str(request)).space
+    request.write_text('"cats"')
+    with pytest.raises(InputError, match=r'which method to call, of add, search: \{"call": "add"'):
+        plan(app, request=str(request))
+
+
+def test_a_method_of_a_web_application_is_called_through_its_handle(tmp_path: Path) -> None:
+    """Fails if a call becomes the body of a POST."""
+    request = tmp_path / "request.json"
+    request.write_text('{"call": "score", "args": [{"text": "cats"}]}')
+    target = ServeTarget(Experiment(app=f"{APPS / 'web.py'}:build", request=str(request)))
+    assert target.proxy is None
+    assert target.source.values == ({"call": "score", "args": [{"text": "cats"}]},)

@@ -19,9 +19,9 @@ from morphling_ray.evaluate.batching import CALIBRATED_SD, FORECAST_SD, WINDOW_W
 from morphling_ray.evaluate.duel import Duel
 from morphling_ray.evaluate.plain import GROWS, PlainProbes
 from morphling_ray.evaluate.stand import FIRST_ANSWER_S, Stand
-from morphling_ray.load.driver import RequestSource
 from morphling_ray.load.loadgen import CrossCheck, cross_check
 from morphling_ray.load.peak import read_off
+from morphling_ray.load.requests import RequestSource
 from morphling_ray.measurement import Measurement, Probe, Verdict
 from morphling_ray.objective import Slo
 from morphling_ray.serving.application import ApplicationFacts

@@ -12,7 +12,7 @@ import ray
 from morphling_ray.evaluate.attempt import Attempt
 from morphling_ray.load.client import GRPC
 from morphling_ray.load.crew import Crew
-from morphling_ray.load.driver import RequestSource
+from morphling_ray.load.requests import RequestSource
 from morphling_ray.measurement import Measurement, Probe, voided
 from morphling_ray.objective import Slo
 from morphling_ray.serving.application import ApplicationFacts

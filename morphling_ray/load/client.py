@@ -4,20 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any, Protocol
 
-HTTP_KEYS = {"method", "path", "json", "body", "headers"}
-GRPC_KEYS = {"method", "message"}
+from morphling_ray.load.requests import is_call
+
 GRPC = "grpc://"
 BUSY = {429, 503}
-
-
-def is_http(payload: Any) -> bool:
-    """Whether a payload describes an HTTP request: `{"method", "path", "json" | "body", "headers"}`."""
-    return isinstance(payload, dict) and "method" in payload and "path" in payload and set(payload) <= HTTP_KEYS
-
-
-def is_grpc(payload: Any) -> bool:
-    """Whether a payload describes a gRPC call: `{"method": "/package.Service/Method", "message": a message}`."""
-    return isinstance(payload, dict) and set(payload) == GRPC_KEYS and hasattr(payload["message"], "SerializeToString")
 
 
 class Client(Protocol):
@@ -41,10 +31,20 @@ class HandleClient:
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
+        self._methods: dict[tuple[str, str, bool], Any] = {}
+
+    def _remote(self, payload: Any, *, stream: bool) -> Any:
+        argument = [] if payload is None else [payload]
+        called: dict[str, Any] = payload if is_call(payload) else {"call": "__call__", "args": argument}
+        key = called["call"], called.get("multiplexed_model_id", ""), stream
+        if key not in self._methods:
+            options = dict(zip(("method_name", "multiplexed_model_id", "stream"), key))
+            self._methods[key] = self._handle.options(**options)
+        return self._methods[key].remote(*called.get("args", ()), **called.get("kwargs", {}))
 
     async def send(self, payload: Any) -> Any:
         """See `Client`."""
-        response = self._handle.remote() if payload is None else self._handle.remote(payload)
+        response = self._remote(payload, stream=False)
         try:
             return await response
         except asyncio.CancelledError:
@@ -53,8 +53,7 @@ class HandleClient:
 
     async def stream(self, payload: Any) -> AsyncIterator[int]:
         """See `Client`: each item that the application yields is a token."""
-        handle = self._handle.options(stream=True)
-        response = handle.remote() if payload is None else handle.remote(payload)
+        response = self._remote(payload, stream=True)
         try:
             async for _ in response:
                 yield 1

@@ -12,7 +12,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from morphling_ray.load.driver import RequestSource, ServeLoadDriver
+from morphling_ray.load.driver import ServeLoadDriver
+from morphling_ray.load.requests import RequestSource
 from morphling_ray.load.window import Record, judge, together
 from morphling_ray.measurement import Probe, Verdict
 from morphling_ray.objective import Slo

@@ -8,19 +8,16 @@ flight then is given up.
 
 import asyncio
 import gc
-import itertools
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from importlib import import_module
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from morphling_ray.load.arrivals import poisson_arrivals, representative_arrivals
 from morphling_ray.load.client import Client, connect
+from morphling_ray.load.requests import RequestSource
 from morphling_ray.load.sequential import Sequential, late_alone
 from morphling_ray.load.tally import Tally, describe
 from morphling_ray.load.window import Record, allowed_late
@@ -305,34 +302,6 @@ def _completion_rate(finished_at: list[float], end: float, elapsed_s: float) -> 
     if len(done) < SLOPE or done[-1] - done[0] < elapsed_s / 4:
         return len(finished_at) / elapsed_s
     return float(np.polyfit(done - done[0], np.arange(len(done)), 1)[0])
-
-
-@dataclass(frozen=True, kw_only=True)
-class RequestSource:
-    """What requests send: JSON values in turn, or what a function returns (each call, or item by item).
-
-    Attributes:
-        values: The JSON values; unused where `function` is set.
-        function: `module:function`, importable with `folder` on the path.
-        folder: Put on the path first.
-    """
-
-    values: Sequence[Any] = (None,)
-    function: str | None = None
-    folder: str | None = None
-
-    def payloads(self) -> Iterator[Any]:
-        """Endless iterator of payloads."""
-        if self.function is None:
-            return itertools.cycle(self.values)
-        if self.folder and self.folder not in sys.path:
-            sys.path.insert(0, self.folder)
-        module, _, name = self.function.partition(":")
-        function = getattr(import_module(module), name)
-        first = function()
-        if isinstance(first, Iterator):
-            return itertools.cycle(first)
-        return itertools.chain([first], iter(function, object()))
 
 
 class ServeLoadDriver(LoadDriver):

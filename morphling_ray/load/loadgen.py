@@ -22,7 +22,8 @@ import numpy as np
 import ray
 
 from morphling_ray.load.crew import ENVIRONMENT
-from morphling_ray.load.driver import RequestSource, ServeLoadDriver
+from morphling_ray.load.driver import ServeLoadDriver
+from morphling_ray.load.requests import RequestSource
 from morphling_ray.objective import Slo
 from morphling_ray.serving.application import python_path
 

@@ -12,6 +12,8 @@ from morphling_ray.errors import InputError
 from morphling_ray.serving.config_file import read_application
 from morphling_ray.serving.config_file import split as config_file_of
 
+SERVES_OWN = ("check_health", "reconfigure", "record_autoscaling_stats")  # methods of a deployment that Serve calls
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeploymentFacts:
@@ -38,6 +40,7 @@ class ApplicationFacts:
         deployments: By name; the ingress is one of them.
         ingress: Name of the deployment that takes requests.
         wants_http: The ingress is a FastAPI or ASGI application, or its `__call__` takes a Starlette request.
+        methods: Of an ingress that has no `__call__`: what else it may be asked for. Else empty.
         default_request: The module's own `request` function, called for a payload; None if it has none.
         py_executable: The interpreter of the replicas, where Ray does not find the right one by itself.
         args: What the builder function is given; None for an application that is bound already.
@@ -53,6 +56,7 @@ class ApplicationFacts:
     ingress: str
     wants_http: bool
     default_request: str | None
+    methods: tuple[str, ...] = ()
     py_executable: str | None = None
     args: dict[str, Any] | None = None
     config: dict[str, Any] = field(default_factory=dict)
@@ -124,14 +128,15 @@ def inspect_app(text: str) -> ApplicationFacts:
     if unknown := sorted(set(entries) - {d.name for d in built.deployments}):
         raise InputError(f"--app {text!r}: the application has no deployment {', '.join(unknown)}")
     deployments = {d.name: _overridden(_facts(d), entries.get(d.name, {})) for d in built.deployments}
-    ingress = built.ingress_deployment_name
+    ingress = next(d for d in built.deployments if d.name == built.ingress_deployment_name)
     request = getattr(module, "request", None)
     return ApplicationFacts(
         import_path=import_path,
         folder=folder,
         deployments=deployments,
-        ingress=ingress,
-        wants_http=_wants_http(next(d for d in built.deployments if d.name == ingress)),
+        ingress=ingress.name,
+        wants_http=_wants_http(ingress),
+        methods=_methods(ingress.func_or_class),
         default_request=f"{module_name}:request" if callable(request) and _takes_nothing(request) else None,
         args=args,
         config={key: value for key, value in entry.items() if key != "deployments"},
@@ -222,6 +227,14 @@ def _wants_http(ingress: Any) -> bool:
     annotation = parameters[0].annotation if parameters else None
     name = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
     return name.split(".")[-1] == "Request"
+
+
+def _methods(target: Any) -> tuple[str, ...]:
+    """Public methods of a class whose instances cannot be called, less those that Serve itself calls."""
+    if not inspect.isclass(target) or "__call__" in dir(target):  # `hasattr` would find that of the class's own type
+        return ()
+    public = (name for name in dir(target) if not name.startswith("_") and name not in SERVES_OWN)
+    return tuple(name for name in public if callable(getattr(target, name, None)))
 
 
 def _takes_nothing(function: Any) -> bool:
