@@ -6,6 +6,7 @@ alike    log y_m(x) = mean_m(x) + sum_t w_t (f_t,m(x) - mean_m(x)) / sqrt(T) + o
          all metrics: the empirical mean and covariance (Wang et al., https://arxiv.org/abs/2109.08215)
 mixture  log y_m(x) = (1 - a) f_s,m(x) + a f_t,m(x) + own_m(x): it is one earlier task, or lies between two
 bottlenecks  it needs other amounts of what earlier tasks needed too (bottlenecks.py), + own_m(x)
+replicas of servers like these add up, nearly, where the prior never saw their number (copies.py), or do anything else
 own      a level, a small smooth Matern-5/2 residual and a white part, each correlated between metrics; neither of them
          tells values of a knob apart that made no difference to any earlier task
 
@@ -29,6 +30,7 @@ import numpy.typing as npt
 from morphling_ray.errors import PriorError
 from morphling_ray.meta.basis import basis
 from morphling_ray.meta.bottlenecks import ENOUGH, Bottlenecks, Hats
+from morphling_ray.meta.copies import P_SCALES, scaled, scaling, scaling_knobs
 from morphling_ray.meta.encoding import Encoding
 from morphling_ray.meta.ensemble import Hypothesis
 from morphling_ray.meta.gaussian import Covariance, cholesky, matern52, squared_distances
@@ -114,22 +116,44 @@ class Prior:
             metrics: What to model. One that the prior never saw is a smooth function at an unknown level.
             descriptors: Of the new task, see `Objective`. Earlier tasks that are near in these are more likely like it.
         """
-        surfaces, own = self.surfaces(configurations, metrics), self.own(configurations, knobs, metrics)
-        gaps = self._gaps(descriptors or {})
-        far = self.own(configurations, knobs, metrics, idle=False) if (self._reach() < 1.0).any() else own
-        found = resembling(surfaces, own, far, gaps)
+        surfaces, gaps = self.surfaces(configurations, metrics), self._gaps(descriptors or {})
+        found = self._unscaled(configurations, knobs, metrics, surfaces, gaps)
+        replicas = [name for name in scaling_knobs(knobs) if name not in self.knobs]
+        if not replicas:
+            return found
+        out = [replace(h, log_prior=h.log_prior + float(np.log(1.0 - P_SCALES))) for h in found]
+        for name in replicas:
+            copies = self._unscaled(configurations, knobs, metrics, surfaces, gaps, copies=name)
+            out += scaled(copies, scaling(configurations, name, metrics), P_SCALES / len(replicas))
+        return out
+
+    def _unscaled(
+        self,
+        configurations: Sequence[Configuration],
+        knobs: Sequence[Knob],
+        metrics: Sequence[str],
+        surfaces: FloatArray,
+        gaps: FloatArray,
+        copies: str = "",
+    ) -> list[Hypothesis]:
+        """The three kinds; for `copies` see `own`."""
+        own = self.own(configurations, knobs, metrics, copies=copies)
+        idle = (self._reach() < 1.0).any()
+        far = self.own(configurations, knobs, metrics, idle=False) if idle else own
+        # Who strays far in other ways may well do so in this one.
+        found = resembling(surfaces, own, None if copies else far, gaps)
         if self.bottlenecks is None or any(name not in self.metrics for name in metrics):
             return found
         found = [replace(h, log_prior=h.log_prior + float(np.log(1.0 - _BOTTLENECKED))) for h in found]
         which = [self.metrics.index(name) for name in metrics]
-        return found + self._bottlenecked(self.bottlenecks, configurations, own, far, which, gaps)
+        return found + self._bottlenecked(self.bottlenecks, configurations, own, None if copies else far, which, gaps)
 
     def _bottlenecked(
         self,
         learned: Bottlenecks,
         configurations: Sequence[Configuration],
         own: Covariance,
-        far: Covariance,
+        far: Covariance | None,
         which: list[int],
         gaps: FloatArray,
     ) -> list[Hypothesis]:
@@ -138,16 +162,18 @@ class Prior:
         hats = Hats(self.centres)(self.encoding.encode(configurations))
         templates = learned.drawn(weights, hats, which)
         residual = np.clip(learned.misfit[which], *_MISFIT)
+        wide = {f: far if f >= FAR else own for f, _ in _MISSES}
         return [
             Hypothesis(
                 f"bottlenecks x{f:g}",
                 float(np.log(_BOTTLENECKED * p)),
                 templates,
-                replace(far if f >= FAR else own, residual_sd=f * residual),
+                replace(covariance, residual_sd=f * residual),
                 log_likely=likely(weights, gaps),
                 works=templates.works if learned.wall_needs.size else None,
             )
             for f, p in _MISSES
+            if (covariance := wide[f]) is not None
         ]
 
     def _gaps(self, descriptors: Mapping[str, float]) -> FloatArray:
@@ -165,7 +191,8 @@ class Prior:
         if not self.knows(knobs, metrics):
             known = ", ".join(self.knobs), ", ".join(self.metrics)
             return f"the prior does not match and is left out: it knows the knobs {known[0]} and the metrics {known[1]}"
-        fresh = [*self.encoding.beyond(knobs), *(f"the metric {m}" for m in metrics if m not in self.metrics)]
+        others = [k for k in knobs if k.name in self.knobs or k.name not in scaling_knobs(knobs)]
+        fresh = [*self.encoding.beyond(others), *(f"the metric {m}" for m in metrics if m not in self.metrics)]
         return f"the prior never saw {'; '.join(fresh)}: this part is learned from the trials alone" if fresh else ""
 
     def of_tasks(self, which: Sequence[int]) -> "Prior":
@@ -210,6 +237,7 @@ class Prior:
         metrics: Sequence[str],
         *,
         idle: bool = True,
+        copies: str = "",
     ) -> Covariance:
         """Of what a new task has of its own.
 
@@ -218,14 +246,20 @@ class Prior:
             knobs: Of the space that they come from.
             metrics: What to model.
             idle: Knobs that made little difference to earlier tasks make little to this one, too.
+            copies: A knob that the prior never saw and whose effect is known all the same, see `copies.py`: a task
+                strays from that no more than along the knobs that were seen.
         """
         known = [self.metrics.index(m) if m in self.metrics else None for m in metrics]
         seen = np.array([m is not None for m in known])
         reach = self._reach()[self.encoding.groups] if idle else 1.0
         near = self.encoding.encode(configurations) * reach / RESIDUAL_LENGTH
+        if copies:
+            scaled = Encoding.of_space([k for k in knobs if k.name == copies]).encode(configurations)
+            near = np.hstack([near, scaled / RESIDUAL_LENGTH])
         fresh = Encoding.of_space(knobs).encode(configurations) / UNSEEN_LENGTH
         offset, residual, white = UNSEEN_METRIC
-        extra, correlation = self.encoding.unseen(knobs).encode(configurations), _correlation(self.correlation, known)
+        extra = self.encoding.unseen([k for k in knobs if k.name != copies]).encode(configurations)
+        correlation = _correlation(self.correlation, known)
         return Covariance(
             features=_trends(extra, correlation, np.where(seen, UNSEEN_SLOPE, 0.0)),
             inputs=[near if m is not None else fresh for m in known],

@@ -27,14 +27,14 @@ _ENOUGH = 3  # tasks that show how tasks differ; fewer show a mean alone
 
 
 def resembling(
-    surfaces: FloatArray, own: Covariance, far: Covariance, gaps: FloatArray | None = None
+    surfaces: FloatArray, own: Covariance, far: Covariance | None, gaps: FloatArray | None = None
 ) -> list[Hypothesis]:
     """What a new task may have to do with earlier ones.
 
     Args:
         surfaces: Log-metrics of the earlier tasks, shape `(T, n, M)`.
         own: Covariance of what a new task has of its own.
-        far: The same of one that strays far.
+        far: The same of one that strays far; None: it does not.
         gaps: How far each earlier task lies from the new one in each of D descriptors, in logs, shape `(T, D)`.
     """
     tasks = len(surfaces)
@@ -45,7 +45,11 @@ def resembling(
     by_descriptors = None if gaps is None else likely(mixtures, gaps)
     between = Mixtures(surfaces, mixtures)
     wide = {f: far if f >= FAR else own for f, _ in _STRAYS}
-    straying = [(f"mixture x{f:g}", p, replace(wide[f], residual_sd=f * own.residual_sd)) for f, p in _STRAYS]
+    straying = [
+        (f"mixture x{f:g}", p, replace(covariance, residual_sd=f * own.residual_sd))
+        for f, p in _STRAYS
+        if (covariance := wide[f]) is not None
+    ]
     return [
         Hypothesis("alike", float(np.log(_ALIKE)), Mixtures(surfaces, average), alike),
         *(
