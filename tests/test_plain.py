@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from morphling_ray.evaluate.attempt import Attempt, Stopwatch
+from morphling_ray.evaluate.duel import Duel, Side
 from morphling_ray.evaluate.plain import PlainProbes
 from morphling_ray.evaluate.stand import crowded
 from morphling_ray.measurement import Probe, Verdict
@@ -102,6 +103,24 @@ def test_a_server_that_fails_with_more_than_it_needs_is_taken_as_it_was_before()
     capacity = plain._capacity(attempt, 16, 16, [0.02] * 5, 512)
     assert (crew.asked, capacity.errors) == ([16, 64], 0)
     assert capacity.achieved_rps == pytest.approx(800.0)
+
+
+def test_two_that_are_compared_get_as_many_times_what_fills_their_batches() -> None:
+    """Fails if one of two that batch differently has more in flight, and so seems to be the quicker one."""
+    stand: Any = SimpleNamespace(
+        crew=Waiting(0.02, 100), slots=lambda attempt: 40, batches_alike=lambda one, other: False
+    )
+    plain = PlainProbes(Slo(latency_s=0.1), stand, None, closed_loop=False)
+    one, other = (Attempt({"max_batch_size": size}, Stopwatch(lambda text: None)) for size in (2, 4))
+    plain._capacity(one, 4, 4, [0.02] * 5, 16)  # grows to what it takes at once
+    plain._capacity(other, 8, 8, [0.01] * 5, 512)  # does not
+    assert plain.fills == {str(one.configuration): 16, str(other.configuration): 8}
+    duel = Duel(one, other, stand=stand, plain=plain, slo=Slo(latency_s=0.1), ratio=1.0, cheaper=False)
+    for sides in ((Side(one, stand, 16), Side(other, stand, 8)), (Side(other, stand, 12), Side(one, stand, 16))):
+        duel._fill_alike(sides)
+        in_flight = {side.attempt.configuration["max_batch_size"]: side.in_flight for side in sides}
+        assert in_flight[2] == 16
+        assert in_flight[4] in (32, 40)  # four times, but no more than the replicas take
 
 
 @pytest.mark.parametrize(

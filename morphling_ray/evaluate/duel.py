@@ -144,7 +144,10 @@ class Duel:
     def _rounds(self, sides: tuple[Side, Side], *, within_s: float | None = None) -> PairedPeaks | None:
         """Windows of both in turn; None where one of them cannot be compared like that."""
         try:
-            if not all(self._ready(side) for side in sides) or not self._find_rates(sides):
+            if not all(self._ready(side) for side in sides):
+                return None
+            self._fill_alike(sides)
+            if not self._find_rates(sides):
                 return None
             began = time.monotonic()
 
@@ -180,6 +183,16 @@ class Duel:
         side.alone_s = lone_tail_s(alone, self._slo.percentile) if alone else self._slo.latency_s
         side.rate_rps = warm.achieved_rps
         return side.alone_s < self._slo.latency_s
+
+    def _fill_alike(self, sides: tuple[Side, Side]) -> None:
+        """Where one of them was given more requests than fill its batches, the other is given as many times more.
+
+        Who has more in flight wastes less time between two batches, which is no merit of its configuration.
+        """
+        grown = [self._plain.grown.get(str(side.attempt.configuration), 1.0) for side in sides]
+        for side, own in zip(sides, grown):
+            slots = side.stand.slots(side.attempt)
+            side.in_flight = max(side.in_flight, min(slots, round(side.in_flight * max(grown) / own)))
 
     def _find_rates(self, sides: tuple[Side, Side]) -> bool:
         """Rates near the peaks, where windows tell most; of those who batch alike, the same share of the capacities."""

@@ -75,6 +75,8 @@ class PlainProbes:
         """What was found before, by configuration: where a confirmation starts."""
         self.fills: dict[str, int] = {}
         """Requests in flight that it took to make full use of a configuration."""
+        self.grown: dict[str, float] = {}
+        """How many times as many that is as fill its batches."""
         self._ratios = [FIRST_RATIO]  # peak over capacity, of the peaks found so far: where the next search starts
 
     def on(self, stand: Stand) -> "PlainProbes":
@@ -132,6 +134,7 @@ class PlainProbes:
                 break
         unhurried_s = UNHURRIED * statistics.median(alone) if alone else 0.0
         easily_s = 0.0 if largest_batch(attempt.configuration, 0) else EASILY * self._slo.latency_s
+        grown = 1.0
         while not self.failing(capacity):
             few = capacity.requests < LEAST_REQUESTS + in_flight and in_flight < most
             if few:
@@ -147,8 +150,9 @@ class PlainProbes:
                 break  # to fail with more than it needs says nothing against it; with its own batches it would
             if few and larger.achieved_rps * self._slo.latency_s < more:
                 break
+            grown *= 1.0 if few else more / in_flight
             capacity, in_flight = larger, more
-        self.fills[str(attempt.configuration)] = in_flight
+        self.fills[str(attempt.configuration)], self.grown[str(attempt.configuration)] = in_flight, grown
         return capacity
 
     def find_peak(
