@@ -1,7 +1,8 @@
 """The search for the peak, on probes that answer from a formula."""
 
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -167,42 +168,62 @@ def test_no_window_is_as_slow_as_to_be_all_but_empty() -> None:
     assert asked == [75.0, 20.0, 20.0]
 
 
-def test_a_rate_that_was_met_is_not_far_above_the_peak() -> None:
-    """Fails if one window that a pause has spoilt outweighs another one that held at a higher rate."""
-    strays = iter([1.0, 60.0, 30.0])  # latencies over those of a queue
+def spoilt(strays: Sequence[float]) -> tuple[Callable[[float, bool], Probe], list[float]]:
+    """Probes of the same queue, whose first latencies are so many times as long: the machine stood still."""
+    factors, asked = itertools.chain(strays, itertools.repeat(1.0)), list[float]()
 
     def probe(rate_rps: float, whole: bool) -> Probe:
-        stray = next(strays)
-        plain, _ = server(lambda rate: Verdict.MET if stray == 1.0 else Verdict.MISSED)
-        return replace(plain(rate_rps), tail_s=stray * math.log(100) / (100 - rate_rps))
+        tail_s = next(factors) * math.log(100) / (100 - rate_rps)
+        plain, _ = server(lambda rate: Verdict.MET if tail_s <= 0.1 else Verdict.MISSED)
+        asked.append(rate_rps)
+        return replace(plain(rate_rps), tail_s=tail_s)
 
+    return probe, asked
+
+
+@pytest.mark.parametrize(("strays", "windows"), [([], 3), ([1.0, 60.0], 3), ([60.0], 4), ([1.0, 60.0, 30.0], 5)])
+def test_windows_that_a_pause_has_spoilt_do_not_count(strays: list[float], windows: int) -> None:
+    """Fails if a mean is taken of what a queue and what a machine that stood still foretells, or all pay for that."""
+    probe, asked = spoilt(strays)
     found = pooled_peak(probe, capacity_rps=100.0, alone_s=ALONE_S, slo_s=0.1, start_rps=50.0)
     assert found is not None
-    assert [p.verdict for p in found.probes] == [Verdict.MET, Verdict.MISSED, Verdict.MISSED]
+    assert found.peak_rps == pytest.approx(53.95, rel=0.03)
+    assert found.sd < 0.15
+    assert len(asked) == windows
+
+
+def test_a_rate_that_was_met_is_not_far_above_the_peak() -> None:
+    """Fails if windows that were spoilt, all but one, outweigh that one; or if it is taken for sure then."""
+    probe, asked = spoilt([1.0, 60.0, 30.0, 60.0, 30.0, 60.0])
+    found = pooled_peak(probe, capacity_rps=100.0, alone_s=ALONE_S, slo_s=0.1, start_rps=50.0)
+    assert found is not None
     assert found.peak_rps == pytest.approx(0.85 * 50.0)
+    assert found.sd > 0.2
+    assert len(asked) == 6
 
 
-def test_a_peak_above_a_rate_at_which_most_requests_are_late_is_not_read_off() -> None:
-    """Fails if it is: ten at once for 40 ms are quick up to 200 RPS and overloaded above, which no queue of one is."""
-    windows = iter([(0.106, 0.443), (0.042, 0.045), (0.231, 1.035)])
-    assert pooled_peak(leaping(windows), capacity_rps=228.0, alone_s=0.044, slo_s=0.1, start_rps=171.0) is None
-
-
-def test_a_peak_below_a_rate_that_was_met_with_ease_is_not_read_off() -> None:
-    """Fails if the mean is taken of windows below and above a rate at which latencies leap."""
-    windows = iter([(0.042, 0.047), (0.095, 1.922), (0.042, 0.048)])  # as found for forty at once
-    assert pooled_peak(leaping(windows), capacity_rps=884.0, alone_s=0.045, slo_s=0.1, start_rps=599.0) is None
-
-
-def leaping(windows: Iterator[tuple[float, float]]) -> Callable[[float, bool], Probe]:
-    """Probes with these medians and tails, in seconds, of which 0.1 keep the SLO."""
+@pytest.mark.parametrize("start", [0.5, 0.68, 0.75, 0.9])
+@pytest.mark.parametrize(
+    ("leap", "capacity", "late"),
+    [
+        (200.0, 228.0, (0.15, 0.7)),  # ten at once for 40 ms
+        (200.0, 228.0, (0.231, 1.035)),
+        (700.0, 884.0, (0.095, 1.922)),  # forty at once
+        (800.0, 884.0, (0.3, 1.9)),
+    ],
+)
+def test_latencies_that_leap_are_not_read_off_above_the_leap(
+    leap: float, capacity: float, late: tuple[float, float], start: float
+) -> None:
+    """Fails if what is met with ease below foretells a peak at rates at which most requests are late."""
 
     def probe(rate_rps: float, whole: bool) -> Probe:
-        median_s, tail_s = next(windows)
-        plain, _ = server(lambda rate: Verdict.MISSED if tail_s > 0.1 else Verdict.MET)
+        median_s, tail_s = (0.042, 0.046) if rate_rps < leap else late
+        plain, _ = server(lambda rate: Verdict.MET if tail_s <= 0.1 else Verdict.MISSED)
         return replace(plain(rate_rps), p50_s=median_s, tail_s=tail_s)
 
-    return probe
+    found = pooled_peak(probe, capacity_rps=capacity, alone_s=0.044, slo_s=0.1, start_rps=start * capacity)
+    assert found is None or 0.8 * leap < found.peak_rps < 1.06 * leap
 
 
 def test_a_bound_of_the_median_counts_as_well() -> None:

@@ -291,7 +291,7 @@ class PlainProbes:
         if search.sd:
             low, high = (search.peak_rps * math.exp(sign * search.sd) for sign in (-1, 1))
             attempt.details["peak_rps_interval"] = [round(low, 2), round(high, 2)]
-        noise_sd = CONFIRM_NOISE_SD if attempt.confirm else SEARCH_NOISE_SD
+        noise_sd = max(CONFIRM_NOISE_SD if attempt.confirm else SEARCH_NOISE_SD, search.sd)
         return attempt.measurement(metrics=metrics, noise_sd={"peak_rps": noise_sd}, **told)
 
     def hopeless(self, attempt: Attempt, lowest_rps: float, **told: object) -> Measurement:

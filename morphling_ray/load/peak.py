@@ -25,8 +25,11 @@ OUT_OF_SIGHT = 0.5  # of the lowest rate that can be read: a peak that is foreto
 FAR_ABOVE = 1.15  # times a rate that was met: a peak foretold there says that it was met with ease
 MET_SHARE = 0.85  # of a rate that a window has met: the peak is at least that
 ONE_WINDOW_SD = 0.1
+UNSURE, TIMES_AS_MANY = 0.15, 2  # a standard deviation above that takes more windows, up to so many times as many
 MOST_PROBES = 10
-_NEAR, _ROUNDS = 0.1, 4  # a window whose rate was off by that share counts half; rounds until the mean stands
+# A window whose rate was off by that share counts half, and so does one that is at odds with the others by that, since
+# a machine that stood still speaks from it; rounds until the mean stands.
+_NEAR, _AT_ODDS, _ROUNDS = 0.1, 0.2, 8
 NARROW = 0.4  # median latency over the tail's, below which a miss looks like a hiccup and not like a growing backlog
 
 
@@ -113,7 +116,7 @@ def pooled_peak(
         slo_s: Bound of the latency.
         start_rps: Rate of the first window.
         needed_rps: The peak that would be of interest: tried first, and the search ends where it is out of reach.
-        windows: How many.
+        windows: How many; more where they are at odds.
         median: See `read_off`.
         least_rps: Below this a window has too few requests to be read. Where a peak far below is foretold, a miss there
             ends the search, with a peak of 0.
@@ -130,9 +133,9 @@ def pooled_peak(
     rates: list[float] = []
     logs: list[float] = []
     met: list[tuple[float, float]] = []  # rates that were, and what each foretold
-    rate = start_rps if needed_rps is None else needed_rps
+    rate, unsure = start_rps if needed_rps is None else needed_rps, True
     lowest = max(LOWEST_SHARE * capacity_rps, least_rps)
-    for _ in range(windows):
+    while len(logs) < windows or (unsure and len(logs) < TIMES_AS_MANY * windows):
         beyond = needed_rps is not None and needed_rps > capacity_rps and not probes
         rate = rate if beyond else min(max(rate, lowest), HIGHEST_SHARE * capacity_rps)
         whole = needed_rps is None or bool(probes)
@@ -160,16 +163,19 @@ def pooled_peak(
         logs.append(math.log(found))
         pooled, sd = _pooled(np.array(rates), np.array(logs))
         rate = math.exp(pooled)
+        agree = np.abs(np.array(logs) - pooled) < 2 * _AT_ODDS
+        unsure = sd > UNSURE or not (agree.all() or (np.abs(np.array(rates) - pooled)[agree] < _NEAR).any())
         if needed_rps is not None and result.verdict is not Verdict.MET and rate * math.exp(2 * sd) < needed_rps:
             return PeakSearch(
                 peak_rps=0.0, upper_rps=needed_rps, rejected=True, driver_limited=False, probes=tuple(probes), sd=sd
             )
-    missed = [p for p in probes if p.verdict is Verdict.MISSED and p.rate_rps < rate]
-    if any(p.rate_rps < rate * math.exp(-3 * sd) or p.p50_s > slo_s for p in missed):
-        return None  # it misses where it should be quick, or most requests are late where hardly any should be
-    met_rps, foretold_rps = max(met, default=(0.0, 0.0))
-    if rate < met_rps and foretold_rps > FAR_ABOVE * met_rps:
-        return None  # a rate above was met with ease: the peak is where latencies leap, which no law foretells
+        met_rps, foretold_rps = max(met, default=(0.0, 0.0))
+        if len(logs) >= windows:
+            missed = [p for p in probes if p.verdict is Verdict.MISSED and p.rate_rps < rate]
+            if any(p.rate_rps < rate * math.exp(-3 * sd) or p.p50_s > slo_s for p in missed):
+                return None  # it misses where it should be quick, or most requests are late where hardly any should be
+            if rate < met_rps and foretold_rps > FAR_ABOVE * met_rps:
+                return None  # a rate above was met with ease: the peak is where latencies leap, which no law foretells
     # A window that a pause has spoilt may foretell next to nothing; what another one has met is not far above the peak.
     rate = max(rate, MET_SHARE * met_rps)
     return PeakSearch(
@@ -185,14 +191,16 @@ def pooled_peak(
 def _pooled(rates: FloatArray, logs: FloatArray) -> tuple[float, float]:
     """Mean of what windows foretold, and its standard deviation; all in logs, shapes `(n,)`.
 
-    The law that a window is read by is rough, so the nearer its rate was to the peak the more it counts; and what one
-    window foretells is not surer than the law.
+    The law that a window is read by is rough, so the nearer its rate was to the peak the more it counts, and the nearer
+    it is to what others foretell; and what one window foretells is not surer than the law.
     """
-    mean = float(logs.mean())
+    mean = float(np.median(logs))
     for _ in range(_ROUNDS):
-        weight = 1.0 / (1.0 + ((rates - mean) / _NEAR) ** 2)
+        agrees = 1.0 / (1.0 + ((logs - mean) / _AT_ODDS) ** 2)
+        weight = agrees / (1.0 + ((rates - mean) / _NEAR) ** 2)
         mean = float(weight @ logs / weight.sum())
-    one_sd = max(ONE_WINDOW_SD, float(np.std(logs, ddof=1)) if len(logs) > 2 else 0.0)
+    variance = float(agrees @ (logs - mean) ** 2 / agrees.sum()) * len(logs) / max(1, len(logs) - 1)
+    one_sd = max(ONE_WINDOW_SD, math.sqrt(variance) if len(logs) > 2 else 0.0)
     return mean, one_sd * float(np.sqrt((weight**2).sum()) / weight.sum())
 
 

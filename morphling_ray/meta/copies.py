@@ -34,7 +34,7 @@ def scaling_knobs(knobs: Sequence[Knob]) -> list[str]:
 def scaling(configurations: Sequence[Configuration], knob: str, metrics: Sequence[str]) -> FloatArray:
     """What the replicas add to each log-metric, shape `(n, M)`: 0 for whatever is no rate."""
     rate = np.array([name == "rps" or name.endswith("_rps") for name in metrics], float)
-    replicas = np.array([float(c[knob]) for c in configurations])  # type: ignore[arg-type]
+    replicas = np.array([float(c[knob]) for c in configurations])
     return np.asarray(SCALING * np.log(np.maximum(replicas, 1e-9))[:, None] * rate)
 
 
