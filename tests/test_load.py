@@ -19,7 +19,7 @@ from morphling_ray.load.client import HttpClient, HttpError
 from morphling_ray.load.driver import LoadDriver
 from morphling_ray.load.sequential import Sequential
 from morphling_ray.load.tally import Tally
-from morphling_ray.load.window import Record, allowed_late, judge, lone_tail_s, tail_s, together
+from morphling_ray.load.window import Record, allowed_late, judge, lone_tail, lone_tail_s, tail_s, together
 from morphling_ray.measurement import Probe, Verdict
 from morphling_ray.objective import Slo
 
@@ -90,13 +90,15 @@ def test_the_tail_is_foretold_by_the_upper_half_of_the_latencies() -> None:
 def test_what_a_request_without_company_takes_at_most(kind: str, expected: float, within: float) -> None:
     """Fails if service times that vary are taken for their median, or one pause of the machine for the usual case."""
     rng = np.random.default_rng(0)
-    found = []
+    found, errors = [], []
     for _ in range(200):
         latency = rng.exponential(0.01, 16) if kind == "exponential" else rng.normal(0.01, 2e-5, 16)
         if kind == "same":
             latency[3] += 0.05
         found.append(lone_tail_s(latency.tolist(), 99.0))
+        errors.append(lone_tail(latency.tolist(), 99.0)[1])
     assert np.mean(found) == pytest.approx(expected, rel=within)
+    assert 0.7 < np.mean(errors) / np.std(found) < 1.5  # and how sure that is, is said
     assert lone_tail_s([0.01, 0.02, 0.03], 99.0) == pytest.approx(0.02)
 
 

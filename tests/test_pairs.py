@@ -15,6 +15,7 @@ from morphling_ray.load.pairs import (
     log_ratio,
     unpaired,
 )
+from morphling_ray.load.window import lone_tail
 
 SLO_S = 0.1
 CAPACITY, SHARE, ALONE_S = 200.0, 0.75, 0.015
@@ -149,6 +150,24 @@ def test_a_pause_in_one_loop_hides_no_difference() -> None:
     (mean, sd), (with_pause, sd_with_pause) = found(quiet), found(paused)
     assert with_pause == pytest.approx(mean, abs=0.5 * sd)
     assert sd_with_pause < sd
+
+
+def test_what_lone_requests_take_is_not_known_for_sure() -> None:
+    """Fails if two whose lone requests differ by chance are told apart by that, where the SLO leaves little to wait."""
+    rng, told = np.random.default_rng(0), []
+    for seed in range(300):
+        made, slo_s = Servers(0.0, seed), 0.05
+        alone, sd = np.transpose([lone_tail((0.012 + rng.exponential(0.004, 16)).tolist(), 99.0) for _ in range(2)])
+        found = in_turn(
+            lambda number, made=made: made.round(True),  # type: ignore[misc]
+            rates_rps=(150.0, 150.0),
+            alone_s=(float(alone[0]), float(alone[1])),
+            alone_sd_s=(float(sd[0]), float(sd[1])),
+            slo_s=slo_s,
+            alike=True,
+        )
+        told.append(found is not None and not found.tie)
+    assert np.mean(told) <= 0.07
 
 
 def test_it_ends_when_the_time_is_over() -> None:

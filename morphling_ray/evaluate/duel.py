@@ -11,14 +11,14 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from morphling_ray.evaluate.attempt import Attempt, compared
 from morphling_ray.evaluate.plain import ALONE, CONFIRM_NOISE_SD, PlainProbes
 from morphling_ray.evaluate.stand import Stand
 from morphling_ray.load.pairs import PairedPeaks, Round, in_turn, unpaired
 from morphling_ray.load.peak import HIGHEST_SHARE, LEAST_EXCESS, LOWEST_SHARE
-from morphling_ray.load.window import lone_tail_s
+from morphling_ray.load.window import lone_tail
 from morphling_ray.measurement import Measurement, Verdict
 from morphling_ray.objective import Slo
 from morphling_ray.serving.deployment import DeploymentFailed
@@ -28,6 +28,10 @@ CAPACITY_S, ANSWERS = 0.27, 20  # at least; two rounds in three seconds
 LONGEST_S = 3.0  # of either, whatever they would need
 MOST_ROUNDS, UNALIKE_ROUNDS = 8, 4  # the law is too rough for more where it does not hold for both alike
 APART_SD = 0.07  # of the logarithm of a peak that was measured long (benchmarks/peak.py)
+LONE_LOOKS, LONE_SD = (
+    3,
+    0.1,
+)  # at requests without company, at most; and how sure they are to be, of what is left to wait
 RATE_LOOKS, NEAR = 4, 0.1  # windows to find a rate near the peak, at most; and how near, in logs
 RATE_GAIN = 0.3  # how far a rate follows an excess, in logs: the excess grows faster than the rate
 
@@ -39,7 +43,10 @@ class Side:
     attempt: Attempt
     stand: Stand
     in_flight: int = 0
+    alone: list[float] = field(default_factory=list)
+    """Latencies of requests without company."""
     alone_s: float = 0.0
+    alone_sd_s: float = 0.0
     rate_rps: float = 0.0  # of its windows
 
 
@@ -159,6 +166,7 @@ class Duel:
                 lambda number: self._round(sides, number),
                 rates_rps=(sides[0].rate_rps, sides[1].rate_rps),
                 alone_s=(sides[0].alone_s, sides[1].alone_s),
+                alone_sd_s=(sides[0].alone_sd_s, sides[1].alone_sd_s),
                 slo_s=self._slo.latency_s,
                 alike=self._alike,
                 ratio=self._ratio,
@@ -178,11 +186,17 @@ class Duel:
             return False
         fill = self._plain.fills.get(str(attempt.configuration))  # if it was measured by plain probes before
         side.in_flight = fill or max(2, min(stand.fill(attempt), round(warm.achieved_rps * self._slo.latency_s)))
-        with attempt.watch.stage("probing", "sending requests one by one"):
-            alone = stand.crew.alone(ALONE)
-        side.alone_s = lone_tail_s(alone, self._slo.percentile) if alone else self._slo.latency_s
         side.rate_rps = warm.achieved_rps
-        return side.alone_s < self._slo.latency_s
+        for _ in range(LONE_LOOKS):
+            with attempt.watch.stage("probing", "sending requests one by one"):
+                side.alone += stand.crew.alone(ALONE)
+            if not side.alone:
+                return False
+            side.alone_s, side.alone_sd_s = lone_tail(side.alone, self._slo.percentile)
+            room_s = self._slo.latency_s - side.alone_s
+            if 0.0 <= side.alone_sd_s < LONE_SD * room_s:
+                break
+        return room_s > 0.0
 
     def _fill_alike(self, sides: tuple[Side, Side]) -> None:
         """Where one of them was given more requests than fill its batches, the other is given as many times more.

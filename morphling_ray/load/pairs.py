@@ -78,6 +78,7 @@ def in_turn(
     alone_s: tuple[float, float],
     slo_s: float,
     alike: bool,
+    alone_sd_s: tuple[float, float] = (0.0, 0.0),
     ratio: float = 1.0,
     most: int = 8,
     going_on: Callable[[int], bool] = lambda rounds: True,
@@ -90,6 +91,7 @@ def in_turn(
         alone_s: The percentile of latency without company.
         slo_s: Bound of the latency.
         alike: Both form batches by the same settings.
+        alone_sd_s: Standard errors of `alone_s`.
         ratio: The first one's peak over the second one's at which both are equally good.
         most: Rounds at most.
         going_on: Asked after each round, with their number, whether there is time for another one.
@@ -103,7 +105,9 @@ def in_turn(
         if made is None or slo_s <= max(alone_s):
             return None
         rounds.append(made)
-        mean, sd = log_ratio(rounds, rates_rps=rates_rps, alone_s=alone_s, slo_s=slo_s, alike=alike)
+        mean, sd = log_ratio(
+            rounds, rates_rps=rates_rps, alone_s=alone_s, slo_s=slo_s, alike=alike, alone_sd_s=alone_sd_s
+        )
         lead = (mean - math.log(ratio)) / sd
         settled = abs(lead) >= BOUND * (len(rounds) / most) ** POWER
         if not going_on(len(rounds)) or settled or len(rounds) >= most:
@@ -117,6 +121,7 @@ def log_ratio(
     alone_s: tuple[float, float],
     slo_s: float,
     alike: bool,
+    alone_sd_s: tuple[float, float] = (0.0, 0.0),
 ) -> tuple[float, float]:
     """Mean and standard deviation of the logarithm of the first one's peak over the second one's; see `in_turn`."""
     capacity = np.log(np.concatenate([np.array(r.capacity_rps) for r in rounds]))  # (rounds * c, 2)
@@ -141,7 +146,9 @@ def log_ratio(
     gradient = np.concatenate([2.0 - share, share - 1.0]) * np.array([1.0, -1.0, 1.0, -1.0])
     peaks = c + np.log(share)
     law_sd = 0.0 if alike else LAW_SD
-    return float(peaks[0] - peaks[1]), float(np.sqrt(gradient @ covariance @ gradient + law_sd**2))
+    room_sd = (1.0 - share) * np.array(alone_sd_s) / room  # of the log of each peak, by what the SLO leaves to wait
+    variance = gradient @ covariance @ gradient + law_sd**2 + (room_sd**2).sum()
+    return float(peaks[0] - peaks[1]), float(np.sqrt(variance))
 
 
 def unpaired(first_rps: float, second_rps: float, *, sd: float, ratio: float = 1.0) -> PairedPeaks:

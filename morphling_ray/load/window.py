@@ -159,7 +159,12 @@ def tail_s(latency_s: FloatArray, percentile: float) -> float:
 
 
 def lone_tail_s(latency_s: Sequence[float], percentile: float) -> float:
-    """A high percentile of requests without company, from a few of them.
+    """The first of `lone_tail`."""
+    return lone_tail(latency_s, percentile)[0]
+
+
+def lone_tail(latency_s: Sequence[float], percentile: float) -> tuple[float, float]:
+    """A high percentile of requests without company, from a few of them, and its standard error, in seconds.
 
     Above their median they are taken for exponential, which is right for service times that vary as such, and leads to
     about the median where they hardly vary. The largest is left out, since a pause of the machine may have made it.
@@ -172,11 +177,12 @@ def lone_tail_s(latency_s: Sequence[float], percentile: float) -> float:
     median = float(np.median(ordered))
     upper = ordered[len(ordered) // 2 :]
     if len(upper) < 4:
-        return median
+        return median, float(np.ptp(ordered)) / 2
     n = len(upper)
     without_largest = (n - (1.0 / np.arange(1, n + 1)).sum()) / (n - 1)  # mean of n exponentials, but for the largest
     scale = max(0.0, float(upper[:-1].mean()) - median) / without_largest
-    return float(median + scale * (-math.log1p(-percentile / 100) - math.log(2.0)))
+    beyond = scale * (-math.log1p(-percentile / 100) - math.log(2.0))
+    return float(median + beyond), float(beyond / math.sqrt(n - 1))
 
 
 def _percentiles(values: FloatArray, percentiles: Sequence[float]) -> list[float]:
