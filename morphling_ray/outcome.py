@@ -24,7 +24,8 @@ from morphling_ray.space import Configuration
 from morphling_ray.wording import configuration_text, counted, differing, percent
 
 DIFFERENCE_SHOWN = 40  # lines
-SHIFTED = 1.15  # more than two looks at one configuration differ by chance
+# More than two looks at one configuration differ by chance: where several finalists did alike, and where there is one.
+SHIFTED, ALONE_SHIFTED = 1.15, 1.3
 HEADROOM = 0.8  # share of the peak that an autoscaled replica is to run at
 
 if TYPE_CHECKING:
@@ -128,12 +129,12 @@ def recommendation(
         }
         # One configuration that was measured twice differs by chance.
         out["gain_over_baseline"] = 1.0 if base.configuration == chosen.configuration else value / base.objective
-        if (shift := _shift(trials)) is not None:
-            out["notes"].append(
-                f"The finalists reached {shift:.2f} times the peaks of the search when they were confirmed: its "
-                "forecasts were off, or the machine's speed changed. The present configuration was measured at the "
-                "start, so the gain over it may be off by as much."
-            )
+    if (shift := _shift(trials)) is not None:
+        off = " The present configuration was measured at the start, so the gain over it may be off by as much."
+        out["notes"].append(
+            f"The finalists reached {shift:.2f} times the peaks of the search when they were confirmed: its windows "
+            f"were too short, its forecasts off, or the machine's speed changed.{off if out['baseline'] else ''}"
+        )
     out["summary"] = _summary(out, slo)
     return out
 
@@ -209,14 +210,15 @@ def _ongoing(measurement: Measurement, rate_rps: float) -> float | None:
 
 
 def _shift(trials: Sequence[Trial]) -> float | None:
-    """Confirmed peaks over those of the search, where all finalists changed alike and by `SHIFTED`; else None."""
+    """Confirmed peaks over those of the search, where all finalists changed alike and by much; else None."""
     looks: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for trial in trials:
         if peak := trial.measurement.metrics.get("peak_rps"):
             looks[str(trial.configuration)][trial.stage].append(peak)
     both = [stages for stages in looks.values() if stages[SEARCH] and stages[CONFIRM]]
     ratios = [statistics.median(stages[CONFIRM]) / statistics.median(stages[SEARCH]) for stages in both]
-    alike = len(ratios) > 1 and (max(ratios) < 1 / SHIFTED or min(ratios) > SHIFTED)
+    most = SHIFTED if len(ratios) > 1 else ALONE_SHIFTED
+    alike = bool(ratios) and (max(ratios) < 1 / most or min(ratios) > most)
     return statistics.geometric_mean(ratios) if alike else None
 
 

@@ -131,6 +131,16 @@ def test_finalists_that_all_changed_alike_are_told() -> None:
     assert not any("times the peaks" in note for note in one["notes"])
 
 
+def test_a_lone_finalist_that_is_far_off_is_told_also_without_a_present_configuration() -> None:
+    """Fails if a peak that is half of what the search had found passes in silence, or a little less is a warning."""
+    half = run([("search", 2, 240.0), ("search", 4, 200.0), ("confirm", 2, 120.0)])
+    assert half["baseline"] is None
+    (note,) = (note for note in half["notes"] if "0.50 times the peaks" in note)
+    assert "present configuration" not in note
+    less = run([("search", 2, 240.0), ("search", 4, 200.0), ("confirm", 2, 200.0)])
+    assert not any("times the peaks" in note for note in less["notes"])
+
+
 def test_a_confirmation_is_what_is_reported() -> None:
     """Fails if the lucky first look at the winner is promised instead of the second."""
     result = run([("search", 2, 220.0), ("search", 1, 60.0), ("confirm", 2, 200.0)])
