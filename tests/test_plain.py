@@ -8,9 +8,9 @@ import pytest
 
 from morphling_ray.evaluate.attempt import Attempt, Stopwatch
 from morphling_ray.evaluate.duel import Duel, Side
-from morphling_ray.evaluate.plain import PlainProbes
+from morphling_ray.evaluate.plain import CONFIRM_NOISE_SD, PlainProbes
 from morphling_ray.evaluate.stand import crowded
-from morphling_ray.measurement import Probe, Verdict
+from morphling_ray.measurement import Measurement, Probe, Verdict
 from morphling_ray.objective import Slo
 
 
@@ -103,6 +103,25 @@ def test_a_server_that_fails_with_more_than_it_needs_is_taken_as_it_was_before()
     capacity = plain._capacity(attempt, 16, 16, [0.02] * 5, 512)
     assert (crew.asked, capacity.errors) == ([16, 64], 0)
     assert capacity.achieved_rps == pytest.approx(800.0)
+
+
+@pytest.mark.parametrize(("noise_sd", "tie"), [(CONFIRM_NOISE_SD, False), (0.3, True)])
+def test_peaks_that_are_not_sure_make_a_tie(noise_sd: float, tie: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if what windows at odds leave open is forgotten where two are measured one after the other."""
+    stand: Any = SimpleNamespace(batches_alike=lambda one, other: False)
+    attempts = [Attempt({"cpu_cores": cores}, Stopwatch(lambda text: None)) for cores in (1, 2)]
+    plain = PlainProbes(Slo(latency_s=0.1), SimpleNamespace(crew=None), None, closed_loop=False)  # type: ignore[arg-type]
+    duel = Duel(*attempts, stand=stand, plain=plain, slo=Slo(latency_s=0.1), ratio=1.0, cheaper=False)
+
+    def alone(side: Side) -> Measurement:
+        peak_rps = 100.0 if side.attempt is attempts[0] else 130.0
+        return side.attempt.measurement(metrics={"peak_rps": peak_rps}, noise_sd={"peak_rps": noise_sd})
+
+    monkeypatch.setattr(duel, "_alone", alone)
+    one, other = duel._apart()
+    assert one.comparison is not None
+    assert one.comparison.tie is tie
+    assert other.comparison == one.comparison.mirrored({"cpu_cores": 1})
 
 
 def test_two_that_are_compared_get_as_many_times_what_fills_their_batches() -> None:

@@ -281,7 +281,9 @@ class Duel:
         peaks = [m.metrics.get("peak_rps", 0.0) if m.feasible else 0.0 for m in (one, other)]
         if not any(peaks):
             return one, other
-        found = unpaired(*peaks, sd=APART_SD, ratio=self._ratio)
+        # Windows that were at odds leave a peak less sure than is usual.
+        sds = [max((sd for sd in m.noise_sd.values() if sd > CONFIRM_NOISE_SD), default=APART_SD) for m in (one, other)]
+        found = unpaired(*peaks, sd=math.hypot(*sds) / math.sqrt(2.0), ratio=self._ratio)
         return compared(one, other, found, first_won=found.first_wins(self._cheaper))
 
     def _alone(self, side: Side) -> Measurement:
