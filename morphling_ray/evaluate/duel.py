@@ -28,10 +28,7 @@ CAPACITY_S, ANSWERS = 0.27, 20  # at least; two rounds in three seconds
 LONGEST_S = 3.0  # of either, whatever they would need
 MOST_ROUNDS, UNALIKE_ROUNDS = 8, 4  # the law is too rough for more where it does not hold for both alike
 APART_SD = 0.07  # of the logarithm of a peak that was measured long (benchmarks/peak.py)
-LONE_LOOKS, LONE_SD = (
-    3,
-    0.1,
-)  # at requests without company, at most; and how sure they are to be, of what is left to wait
+LONE_LOOKS, LONE_SD = 3, 0.1  # at lone requests, at most; and how sure they are to be, of what is left to wait
 RATE_LOOKS, NEAR = 4, 0.1  # windows to find a rate near the peak, at most; and how near, in logs
 RATE_GAIN = 0.3  # how far a rate follows an excess, in logs: the excess grows faster than the rate
 
