@@ -138,15 +138,17 @@ class Prior:
     ) -> list[Hypothesis]:
         """The three kinds; for `copies` see `own`."""
         own = self.own(configurations, knobs, metrics, copies=copies)
-        idle = (self._reach() < 1.0).any()
-        far = self.own(configurations, knobs, metrics, idle=False) if idle else own
-        # Who strays far in other ways may well do so in this one.
-        found = resembling(surfaces, own, None if copies else far, gaps)
+        far: Covariance | None = own
+        if copies:
+            far = None  # who strays far in other ways may well do so in this one
+        elif (self._reach() < 1.0).any():
+            far = self.own(configurations, knobs, metrics, idle=False)
+        found = resembling(surfaces, own, far, gaps)
         if self.bottlenecks is None or any(name not in self.metrics for name in metrics):
             return found
         found = [replace(h, log_prior=h.log_prior + float(np.log(1.0 - _BOTTLENECKED))) for h in found]
         which = [self.metrics.index(name) for name in metrics]
-        return found + self._bottlenecked(self.bottlenecks, configurations, own, None if copies else far, which, gaps)
+        return found + self._bottlenecked(self.bottlenecks, configurations, own, far, which, gaps)
 
     def _bottlenecked(
         self,
