@@ -7,6 +7,7 @@ signal handlers, standard streams, environment variables, and a connection to Ra
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -19,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from morphling_ray.errors import InputError, MorphlingError
-from morphling_ray.experiment import check_known, resolve
+from morphling_ray.experiment import Experiment, check_known, resolve
 from morphling_ray.importable import name_of
+from morphling_ray.load.requests import with_files_of
 from morphling_ray.result import Result
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ def tune(
     settings = {name: os.fspath(v) if isinstance(v, os.PathLike) else v for name, v in settings.items()}
     settings["space"] = None if space is None else _lists(space)
     settings["constraints"] = constraints if constraints is None or isinstance(constraints, str) else list(constraints)
-    with _only_search(), _as_it_was():
+    with _in_words_of_python(), _only_search(), _as_it_was():
         settings["app"] = _text(app, "app")
         with _request(request) as (text, value):
             run = _prepared({**settings, "request": text}, resume, experiment, started)
@@ -148,6 +150,21 @@ def _searched(run: "Run", *, quiet: bool) -> Result:
         for line in run.closing_lines() if not quiet else ():
             print(line, file=console.stderr)
     return Result.read(run.directory.path)
+
+
+@contextmanager
+def _in_words_of_python() -> Iterator[None]:
+    """Has messages call settings by the names of arguments, not of flags."""
+    try:
+        yield
+    except InputError as error:
+        known = {"resume", "experiment", *Experiment.__dataclass_fields__}
+
+        def argument(flag: re.Match[str]) -> str:
+            name = flag[1].replace("-", "_")
+            return name if name in known else flag[0]
+
+        raise type(error)(re.sub(r"--([a-z0-9-]+)", argument, str(error))) from error
 
 
 @contextmanager
@@ -219,7 +236,7 @@ def _request(given: object) -> Iterator[tuple[str | None, str | None]]:
         yield _text(given, "request"), None
         return
     try:
-        text = json.dumps(given, allow_nan=False, indent=2) + "\n"
+        text = json.dumps(with_files_of(given, Path.cwd()), allow_nan=False, indent=2) + "\n"
     except (TypeError, ValueError) as error:
         raise InputError(f"request must be a text, a function or a JSON value: {error}") from error
     with tempfile.TemporaryDirectory() as folder:

@@ -106,7 +106,9 @@ def test_an_object_of_the_script_that_runs(
         ({"space": {"cpu_cores": 2}}, "cpu_cores"),
         ({"objective": "speed"}, "unknown objective 'speed'"),
         ({"resume": "nothing"}, "there is no run to go on with"),
-        ({"resume": "nothing", "experiment": "x.yaml"}, "leave --experiment out"),
+        ({"resume": "nothing", "experiment": "x.yaml"}, "leave experiment out"),
+        ({"objective": "cheapest"}, "target_rps"),
+        ({"request": {"method": "POST", "path": "/", "files": {"image": "no.jpg"}}}, "no.jpg: No such file"),
         ({"experiment": "nothing.yaml"}, "nothing.yaml"),
         ({"request": {"image": float("nan")}}, "request must be a text, a function or a JSON value"),
         ({"request": lambda: 21}, "request: no module has this function"),
@@ -122,6 +124,7 @@ def test_bad_input_is_one_line(
     with pytest.raises(InputError) as caught:
         api.tune(**arguments)
     assert said in str(caught.value)
+    assert "--" not in str(caught.value)  # flags are of the command line
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,7 +13,7 @@ from ray.serve.generated import serve_pb2
 
 from morphling_ray.errors import InputError
 from morphling_ray.load.client import HandleClient
-from morphling_ray.load.requests import RequestSource, is_call, is_grpc, is_http, read_request
+from morphling_ray.load.requests import RequestSource, is_call, is_grpc, is_http, read_request, with_files_of
 
 
 def test_request_sources(tmp_path: Path) -> None:
@@ -106,6 +106,18 @@ def test_files_that_a_request_sends(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=said):
             read(**wrong)
+
+
+def test_files_are_found_from_anywhere(tmp_path: Path) -> None:
+    """Fails if a request that was given in Python looks for its files beside wherever it is written down."""
+    (tmp_path / "cat.jpg").write_bytes(b"cat")
+    request = {"method": "POST", "path": "/", "files": {"image": "cat.jpg"}, "form": {"n": 1}}
+    full = str(tmp_path / "cat.jpg")
+    assert with_files_of(request, tmp_path) == {**request, "files": {"image": full}}
+    raw = {"method": "POST", "path": "/", "body_file": "cat.jpg"}
+    assert with_files_of([raw, raw], tmp_path) == [{**raw, "body_file": full}] * 2
+    for other in ({"files": {"image": "cat.jpg"}}, {"x": ["files"]}, "files", None, {"method": "GET", "path": "/"}):
+        assert with_files_of(other, tmp_path) == other
 
 
 def test_what_a_grpc_request_is() -> None:

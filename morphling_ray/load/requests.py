@@ -68,13 +68,33 @@ def read_request(path: Path) -> list[Any]:
     return [_whole(p, path) for p in payloads]
 
 
+def with_files_of(payload: Any, folder: Path) -> Any:
+    """A payload, or a list of them, in which HTTP requests name their files by the full path."""
+    if isinstance(payload, list):
+        return [with_files_of(each, folder) for each in payload]
+    if not _has_files(payload):
+        return payload
+    full = dict(payload)
+    if "body_file" in payload:
+        full["body_file"] = str(folder / str(payload["body_file"]))
+    if isinstance(files := payload.get("files"), dict):
+        full["files"] = {name: str(folder / str(path)) for name, path in files.items()}
+    return full
+
+
+def _has_files(payload: Any) -> bool:
+    return isinstance(payload, dict) and bool(FILE_KEYS & set(payload)) and is_http(_without_files(payload))
+
+
+def _without_files(payload: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in payload.items() if key not in FILE_KEYS}
+
+
 def _whole(payload: Any, of: Path) -> Any:
     """An HTTP request whose body lies in files beside it, with the body and its type; anything else as it is."""
-    if not isinstance(payload, dict) or not FILE_KEYS & set(payload):
+    if not _has_files(payload):
         return payload
-    rest = {key: value for key, value in payload.items() if key not in FILE_KEYS}
-    if not is_http(rest):
-        return payload
+    rest = _without_files(payload)
     form, files = payload.get("form", {}), payload.get("files", {})
     ways = [key for key in ("json", "body", "body_file") if key in payload] + ["form and files"] * bool(form or files)
     if len(ways) > 1:
