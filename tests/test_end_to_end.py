@@ -207,14 +207,14 @@ def test_nothing_feasible_ends_with_status_3_and_the_reason(tmp_path: Path, app:
 
 @pytest.mark.timed
 def test_ctrl_c_ends_within_seconds_and_keeps_what_was_measured(tmp_path: Path) -> None:
-    """Fails if finished trials are lost, the best is not printed, it takes more than 5 s, or processes are left."""
+    """Fails if finished trials are lost, the best is not printed, it takes long (quiet: 3 s), or processes are left."""
     before = cli.ray_processes()
     process = cli.start(tmp_path, "morphling_ray.tune", "--run-dir", "out", "--searcher", "random")
     trials = tmp_path / "out" / "trials.jsonl"
     try:
         cli.wait_for(lambda: trials.exists() and trials.read_text().count("\n") >= 1, 120, "a finished trial")
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=5)
+        out, err = process.communicate(timeout=8)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
