@@ -272,11 +272,14 @@ def test_another_server_is_measured_by_plain_probes(served: tuple[Any, Any]) -> 
 
 
 def test_a_server_that_waits_and_turns_requests_away_is_used_in_full(ray_serve: None) -> None:
-    """Fails if its peak is what the usual few requests in flight are served (160 RPS), or if refusals are failures."""
-    with serving(f"{APPS / 'waiting.py'}:app", {"cpu_cores": [1]}, slo_p99_ms=200.0) as (_, evaluator):
+    """Fails if its peak is what the usual few requests in flight are served (80 RPS), or if refusals are failures.
+
+    Half of what it could serve is enough: whoever comes while a busy machine stands still finds the queue full.
+    """
+    with serving(f"{APPS / 'waiting.py'}:app", {"cpu_cores": [1]}, slo_p99_ms=400.0) as (_, evaluator):
         found = evaluator.measure({"cpu_cores": 1})
     assert found.feasible, found.infeasible_because
-    assert 0.55 < found.metrics["peak_rps"] / (64 / 0.1) < 1.05
+    assert 0.5 < found.metrics["peak_rps"] / (64 / 0.2) < 1.05
 
 
 @pytest.mark.parametrize("served", [("md1", {"cpu_cores": [1, 2], "num_replicas": [1, 2]})], indirect=True)

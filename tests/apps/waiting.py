@@ -5,7 +5,7 @@ from typing import Any
 
 from ray import serve
 
-AT_ONCE, EACH_S = 64, 0.1
+AT_ONCE, EACH_S = 64, 0.2
 
 
 @serve.deployment(max_ongoing_requests=AT_ONCE, max_queued_requests=16)
