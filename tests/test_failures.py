@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from morphling_ray.serving.failures import last_words, of_requests, on_load, under_load
+from morphling_ray.serving.failures import failed_check, last_words, of_requests, on_load, under_load
 
 TRACEBACK = """ray::Model.__init__()
   File "model.py", line 3, in __init__
@@ -41,6 +41,27 @@ def test_replicas_that_are_replaced() -> None:
     assert under_load("ActorDiedError: it died", 8).endswith("twice: ActorDiedError: it died")
     killed = "OutOfMemoryError: Task was killed due to the node running low on memory."
     assert under_load(killed, 8).startswith("out of memory at batch size 8")
+
+
+def test_a_failed_health_check_is_named(tmp_path: Path) -> None:
+    """Fails if the check of another replica is taken, an earlier one, or a line of the traceback that says nothing."""
+    (tmp_path / "serve").mkdir()
+    (tmp_path / "serve" / "controller_build_app_1.log").write_text(
+        "WARNING 2026-12-01 Replica(id='a') health check\nno\n"
+    )
+    (tmp_path / "serve" / "controller_22.log").write_text(
+        "INFO 2026-12-01 12:00:00,000 controller 22 -- Starting Replica(id='a', deployment='D', app='x').\n"
+        "WARNING 2026-12-01 12:00:01,000 controller 22 -- Health check for Replica(id='a') failed: ray::x\n"
+        '  File "app.py", line 16, in check_health\n'
+        '    raise RuntimeError("no card")\n'
+        "RuntimeError: no card\n"
+        "WARNING 2026-12-01 12:00:02,000 controller 22 -- Replica Replica(id='a') failed health check, stopping it.\n"
+        "WARNING 2026-12-01 12:00:03,000 controller 22 -- Didn't receive health check response for replica "
+        "Replica(id='b', deployment='D', app='x') after 30.0s, marking it unhealthy.\n"
+    )
+    assert failed_check(tmp_path, ["a"]) == "its health check failed: RuntimeError: no card"
+    assert failed_check(tmp_path, ["c", "b"]) == "no answer to a health check within 30 s"
+    assert failed_check(tmp_path, ["c"]) == failed_check(tmp_path / "none", ["a"]) == ""
 
 
 def test_last_words_are_those_of_the_process(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from morphling_ray.serving.application import ApplicationFacts
 from morphling_ray.serving.control import ReplicaBatcher, gpu_use
 from morphling_ray.serving.daemons import keep_on
 from morphling_ray.serving.deployment import Deployer, DeploymentFailed, Replica, free_room, is_local
-from morphling_ray.serving.failures import last_words, of_requests, under_load
+from morphling_ray.serving.failures import failed_check, last_words, of_requests, under_load
 from morphling_ray.serving.knobs import parts_of_gpus
 from morphling_ray.serving.limits import cores_of, pin_process, take_core, taken_cores
 from morphling_ray.serving.quota import quota_of
@@ -213,7 +213,7 @@ class Stand:
             measure: Makes it.
             attempt: The attempt that it belongs to; asked where it is void.
         """
-        words = ""
+        words = unhealthy = ""
         for number in (1, 2):
             try:
                 measurement = measure()
@@ -227,13 +227,14 @@ class Stand:
                 if not self.replicas or self.intact():
                     raise
             attempt().notes.append(voided(number, "a replica was replaced while it was measured"))
+            unhealthy = failed_check(_logs(), [r.actor_name.rpartition("#")[2] for r in self.replicas]) or unhealthy
             if self._dead():
                 words = self._last_words()
                 self.clear()
         ended = attempt()
         if self.replicas and self.intact():
             return ended.measurement(infeasible_because="the load drivers were lost, twice")
-        error = next((p.reason for p in ended.probes[::-1] if p.errors), "")
+        error = unhealthy or next((p.reason for p in ended.probes[::-1] if p.errors), "")
         ended.details["log"] = words
         return ended.measurement(infeasible_because=under_load(error, largest_batch(ended.configuration, 1)))
 
@@ -250,8 +251,7 @@ class Stand:
 
     def _last_words(self) -> str:
         """Of the replicas on this machine that are gone."""
-        folder = Path(ray._private.worker._global_node.get_logs_dir_path())
-        return "\n".join(words for r in self._dead() if (words := last_words(folder, r.pid)))
+        return "\n".join(words for r in self._dead() if (words := last_words(_logs(), r.pid)))
 
     def _dead(self) -> list[Replica]:
         """Replicas of this machine whose process is gone."""
@@ -331,3 +331,8 @@ def crowded(asked: float, cores: int) -> bool:
     Not where, by what they ask for, they and it have work for half of the machine at the most.
     """
     return asked + 1 > cores / 2
+
+
+def _logs() -> Path:
+    """Ray's log folder of this machine."""
+    return Path(ray._private.worker._global_node.get_logs_dir_path())

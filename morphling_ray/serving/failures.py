@@ -1,10 +1,15 @@
 """Why a configuration cannot serve, in the field's usual words first: what a search groups by and a person reads."""
 
+import re
+from collections.abc import Collection
 from pathlib import Path
 
 OUT_OF_MEMORY = ("OutOfMemory", "out of memory", "MemoryError", "ALLOC_FAILED", "running low on memory")
 CRASHED = ("ActorDied", "ActorUnavailable", "RaySystemError", "WorkerCrashed", "died unexpectedly", "is dead")
 LOG_CHARACTERS = 4000
+_CONTROLLERS_LOG = 400_000  # characters of its end, in which a failed health check is looked for
+_RECORD = re.compile(r"^(?=(?:DEBUG|INFO|WARNING|ERROR) \d{4}-)", re.MULTILINE)
+_NO_ANSWER = re.compile(r"Didn't receive health check response for replica .* after ([\d.]+)s")
 
 
 def on_load(log: str) -> str:
@@ -51,3 +56,28 @@ def last_words(folder: Path, pid: int) -> str:
         return ""
     text = files[-1].read_text(errors="replace")
     return text[-LOG_CHARACTERS:].strip()
+
+
+def failed_check(folder: Path, replicas: Collection[str]) -> str:
+    """Why Serve stopped replicas that still ran, in one line: its controller alone says so, and in its log alone.
+
+    Args:
+        folder: Ray's log folder of this machine.
+        replicas: Their ids.
+
+    Returns:
+        Empty where no health check of theirs failed, or the controller runs elsewhere.
+    """
+    text = "".join(
+        file.read_text(errors="replace")[-_CONTROLLERS_LOG:]
+        for file in sorted(folder.glob("serve/controller_[0-9]*.log"))
+    )
+    for record in reversed(_RECORD.split(text)):
+        first, *rest = record.strip().splitlines() or [""]
+        if "ealth check" not in first or not any(f"'{replica}'" in first for replica in replicas):
+            continue
+        if silent := _NO_ANSWER.search(first):
+            return f"no answer to a health check within {float(silent[1]):g} s"
+        if rest:
+            return f"its health check failed: {rest[-1].strip()[:300]}"
+    return ""

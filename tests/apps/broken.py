@@ -59,6 +59,18 @@ class Crashes(Batched):
         os._exit(1)
 
 
+@serve.deployment(user_config={"max_batch_size": 1}, max_ongoing_requests=100, health_check_period_s=0.2)
+class Unhealthy(Batched):
+    failed = False
+
+    def fails(self) -> None:
+        self.failed = True
+
+    def check_health(self) -> None:
+        if self.failed:
+            raise RuntimeError("the card has fallen off the bus")
+
+
 @serve.deployment
 class HangsAtStart:
     def __init__(self) -> None:
@@ -69,6 +81,7 @@ class HangsAtStart:
 
 out_of_memory = OutOfMemory.bind()
 crashes = Crashes.bind()
+unhealthy = Unhealthy.bind()
 hangs_at_start = HangsAtStart.bind()
 never_starts = NeverStarts.bind()
 always_fails = AlwaysFails.bind()
