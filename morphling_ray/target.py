@@ -121,7 +121,7 @@ class ServeTarget:
             raise InputError("--loadgen needs MLPerf LoadGen: pip install 'morphling-ray[loadgen]'")
         self._declared = experiment.search_space() if experiment.space is not None else None
         self._price_notes: tuple[str, ...] = ()
-        named = {each.ray_actor_options.get("accelerator_type") for each in self.facts.deployments.values()}
+        named: set[Any] = {each.gpu_type for each in self.facts.deployments.values()}
         if self._declared is not None:
             named |= {v for knob in self._declared.knobs if knob.name.endswith("gpu_type") for v in knob.values}
         self._know_prices({str(kind) for kind in named if kind})

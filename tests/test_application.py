@@ -9,7 +9,9 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from morphling_ray.errors import InputError
+from morphling_ray.objective import Prices
 from morphling_ray.serving.application import ApplicationFacts, inspect_app, resolve_app
+from morphling_ray.serving.costs import ApplicationCosts
 from morphling_ray.serving.default_space import default_space
 from morphling_ray.serving.knobs import check_knobs, place_of, present_configuration, undeclared_limits
 from morphling_ray.serving.limits import CORES_VARIABLE
@@ -111,6 +113,24 @@ def test_resources_that_have_names_are_counted(batched: ApplicationFacts) -> Non
     asking = replace(batched, deployments={deployment.name: replace(deployment, ray_actor_options=options)})
     held = total(replica_resources(asking, {"num_replicas": 3}))
     assert held == {"CPU": 3.0, "GPU": 0.0, "memory": 3e9, "fast_disk": 1.5}
+
+
+def test_what_a_replicas_placement_group_holds_counts() -> None:
+    """Fails if workers of a replica are held, or paid for, by nobody, or a larger replica no longer fits its bundle."""
+    facts = inspect_app(f"{APPS / 'sharded.py'}:app")
+    assert facts.deployments["Sharded"].beside == {"CPU": 1.0}
+    found = serve_config(facts, {"cpu_cores": 2, "num_replicas": 3})
+    ServeDeploySchema.model_validate(found)
+    assert the_only(found)["placement_group_bundles"] == [{"CPU": 2.5}, {"CPU": 0.5}]
+    assert the_only(serve_config(facts, {"num_replicas": 3}))["placement_group_bundles"] == [{"CPU": 1.5}, {"CPU": 0.5}]
+    assert total(replica_resources(facts, {"cpu_cores": 2, "num_replicas": 3})) == {"CPU": 9.0, "GPU": 0.0}
+    prices = Prices(base=0.0, cpu_core=1.0, gpu={"L4": 10.0, "T4": 1.0})
+    costs = ApplicationCosts(prices, facts, (Knob("cpu_cores", (1, 2)), Knob("num_replicas", (1, 3))))
+    assert costs.cost_per_hour({"cpu_cores": [1, 2], "num_replicas": 3}) == pytest.approx([6.0, 9.0])
+    cards = inspect_app(f"{APPS / 'sharded.py'}:parallel")
+    assert total(replica_resources(cards, {"num_replicas": 2}))["GPU"] == 4.0
+    costs = ApplicationCosts(prices, cards, (Knob("num_replicas", (1, 2)),), gpu_type="T4")
+    assert costs.cost_per_hour({"num_replicas": 2}) == pytest.approx(2 * (2 * 1.0 + 2 * 10.0))
 
 
 def test_the_limit_of_requests_at_once_is_that_of_the_ingress(web: ApplicationFacts) -> None:

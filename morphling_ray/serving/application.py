@@ -4,6 +4,7 @@ import importlib
 import inspect
 import os
 import sys
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,27 @@ class DeploymentFacts:
     autoscaling: dict[str, Any] | None = None
     """Its autoscaling settings; None where the number of replicas is fixed."""
     ray_actor_options: dict[str, Any] = field(default_factory=dict)
+    bundles: tuple[dict[str, float], ...] = ()
+    """Of each replica's placement group, the replica itself in the first one; none where it has no such group."""
     config: dict[str, Any] = field(default_factory=dict)
     """Its entry in the user's own Serve config; empty where there is none."""
+
+    @property
+    def beside(self) -> dict[str, float]:
+        """What each replica's placement group holds beside the replica: for workers that it starts, most often."""
+        options = self.ray_actor_options
+        own = {"CPU": options.get("num_cpus", 1), "GPU": options.get("num_gpus"), "memory": options.get("memory")}
+        own |= options.get("resources") or {}
+        held = Counter[str]()
+        for bundle in self.bundles:
+            held.update(bundle)
+        return {name: more for name, amount in held.items() if (more := amount - float(own.get(name) or 0)) > 0}
+
+    @property
+    def gpu_type(self) -> str | None:
+        """The type of GPU that the replica asks for, or its placement group."""
+        asked = (name.partition(":")[2] for name in self.beside if name.startswith("accelerator_type:"))
+        return self.ray_actor_options.get("accelerator_type") or next(asked, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +189,7 @@ def _overridden(facts: DeploymentFacts, entry: dict[str, Any]) -> DeploymentFact
         max_ongoing_requests=entry.get("max_ongoing_requests", facts.max_ongoing_requests),
         autoscaling=autoscaling,
         ray_actor_options=dict(entry.get("ray_actor_options") or facts.ray_actor_options),
+        bundles=tuple(entry.get("placement_group_bundles") or facts.bundles),
         config=dict(entry),
     )
 
@@ -202,6 +223,7 @@ def _facts(deployment: Any) -> DeploymentFacts:
         max_ongoing_requests=config.max_ongoing_requests if "max_ongoing_requests" in explicit else None,
         autoscaling=_settings(config.autoscaling_config),
         ray_actor_options=dict(deployment.ray_actor_options or {}),
+        bundles=tuple(deployment._replica_config.placement_group_bundles or ()),
     )
 
 

@@ -37,15 +37,18 @@ class ApplicationCosts:
             if place.deployment is not None and place.keys in _PRICED
         }
         self._fixed: dict[str, dict[str, Any]] = {}
+        self._beside: dict[str, tuple[float, float]] = {}  # cores and cards of a replica's placement group
         for deployment in facts.deployments.values():
-            options = deployment.ray_actor_options
+            options, beside = deployment.ray_actor_options, deployment.beside
             cores = options.get("num_cpus", 1) or 0
             fixed: dict[str, Any] = {"cpu_cores": cores, "num_replicas": deployment.num_replicas or 1}
             knobs_of_it = {name for owner, name in self._priced.values() if owner == deployment.name}
-            kind = options.get("accelerator_type") or gpu_type
-            if kind and (has_gpu(options) or knobs_of_it.intersection(_GPU)):
-                fixed.update(gpu_type=kind, num_gpus=options.get("num_gpus") or 1)
+            kind = deployment.gpu_type or gpu_type
+            own = has_gpu(options) or bool(knobs_of_it.intersection(_GPU))
+            if kind and (own or beside.get("GPU")):
+                fixed.update(gpu_type=kind, num_gpus=(options.get("num_gpus") or 1) if own else 0)
             self._fixed[deployment.name] = fixed
+            self._beside[deployment.name] = beside.get("CPU", 0.0), beside.get("GPU", 0.0)
 
     def cost_per_hour(self, columns: Mapping[str, Any]) -> npt.NDArray[Any]:
         """See `Prices.cost_per_hour`: all deployments together."""
@@ -69,7 +72,10 @@ class ApplicationCosts:
         for knob, (deployment, name) in self._priced.items():
             if knob in columns:
                 each[deployment][name] = columns[knob]
-        for settings in each.values():
+        for deployment, settings in each.items():
             if "gpu_instance" in settings:
                 settings["gpu_memory"] = np.vectorize(instance_share, otypes=[float])(settings.pop("gpu_instance"))
+            cores, cards = self._beside[deployment]
+            for name in settings.keys() & set(_TAKEN):
+                settings[name] = np.asarray(settings[name], float) + (cores if name == "cpu_cores" else cards)
         return list(each.values())

@@ -65,7 +65,9 @@ def _from_code(facts: ApplicationFacts, cores: int) -> tuple[dict[str, list[Any]
 
 
 def _parts(deployment: DeploymentFacts, mps: str) -> tuple[str, ...]:
-    """Knobs of parts of a GPU, of a deployment that has a whole one."""
+    """Knobs of parts of a GPU, of a deployment that has a whole one and no more."""
     if not has_gpu(deployment.ray_actor_options) or deployment.ray_actor_options.get("num_gpus", 1) != 1:
+        return ()
+    if deployment.beside.get("GPU"):
         return ()
     return ("gpu_memory",) if mps == "off" else ("gpu_memory", "gpu_share")

@@ -348,7 +348,7 @@ def fill_cards(deployments: list[dict[str, Any]], held: dict[str, tuple[int, dic
     if not 0 < in_all < 1:
         return
     for entry in deployments:
-        if entry["name"] in parts:
+        if entry["name"] in parts and not entry.get("placement_group_bundles"):  # a bundle is of what was asked for
             share = parts[entry["name"]][1] / in_all
             entry["ray_actor_options"]["num_gpus"] = 1 if share == 1 else math.floor(share * 1e4) / 1e4
 

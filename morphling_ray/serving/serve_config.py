@@ -61,6 +61,7 @@ def application_config(
     for deployment in facts.deployments.values():
         _environment(deployments[deployment.name]).update(python_path(facts.folder))
         _allow_enough_requests(deployments[deployment.name], deployment)
+        _make_room(deployments[deployment.name], deployment)
     runtime_env = config["runtime_env"] = dict(config.get("runtime_env") or {})
     if facts.folder:
         runtime_env.setdefault("env_vars", {}).update(python_path(facts.folder))
@@ -123,6 +124,8 @@ def edits(facts: ApplicationFacts, configuration: Mapping[str, Value], scale: Sc
         touched = {"ray_actor_options" if key in ("cpu_cores", *GPU_PARTS) else key for key in touched}
         if deployment.max_ongoing_requests is None:
             touched.add("max_ongoing_requests")
+        if deployment.bundles and "ray_actor_options" in touched:
+            touched.add("placement_group_bundles")
         if deployment.autoscaling is not None or scale.copies > 1:
             touched |= {"num_replicas", "autoscaling_config"}
         if settings := {key: entry.get(key) for key in sorted(touched)}:
@@ -153,7 +156,10 @@ def grpc_options(port: int, servicer: str) -> dict[str, Any]:
 
 
 def replica_resources(facts: ApplicationFacts, configuration: Mapping[str, Value]) -> list[dict[str, float]]:
-    """Ray resources that each replica holds: `CPU`, `GPU`, and what else is named: a type of GPU, memory, one's own."""
+    """Ray resources that each replica holds: `CPU`, `GPU`, and what else is named: a type of GPU, memory, one's own.
+
+    Of a replica with a placement group, all bundles, as if it lay on one node.
+    """
     return [needed for count, needed in resources(facts, configuration).values() for _ in range(count)]
 
 
@@ -171,6 +177,8 @@ def resources(facts: ApplicationFacts, configuration: Mapping[str, Value]) -> di
         if options.get("memory"):
             needed["memory"] = float(options["memory"])
         needed |= {name: float(amount) for name, amount in (options.get("resources") or {}).items()}
+        for name, amount in facts.deployments[entry["name"]].beside.items():
+            needed[name] = needed.get(name, 0.0) + amount
         count = entry.get("num_replicas") or facts.deployments[entry["name"]].num_replicas or 1
         each[entry["name"]] = count, needed
     return each
@@ -256,6 +264,19 @@ def _allow_enough_requests(entry: dict[str, Any], deployment: DeploymentFacts) -
     if "max_ongoing_requests" not in entry and deployment.max_ongoing_requests is None:
         batch = (entry.get("user_config") or {}).get("max_batch_size", 1)
         entry["max_ongoing_requests"] = max(100, 4 * batch if isinstance(batch, int) else 0)
+
+
+def _make_room(entry: dict[str, Any], deployment: DeploymentFacts) -> None:
+    """The first bundle of a replica's placement group grows and shrinks with the replica, which must fit into it."""
+    if not deployment.bundles:
+        return
+    bundles = [dict(bundle) for bundle in deployment.bundles]
+    for name, option, default in (("CPU", "num_cpus", 1), ("GPU", "num_gpus", 0)):
+        both = entry["ray_actor_options"], deployment.ray_actor_options
+        now, declared = (options.get(option, default) or 0 for options in both)
+        if now != declared:
+            bundles[0][name] = bundles[0].get(name, 0) + now - declared
+    entry["placement_group_bundles"] = bundles
 
 
 def _without_empty(entry: dict[str, Any]) -> dict[str, Any]:
