@@ -6,6 +6,7 @@ file are relative to it.
 
 import argparse
 import difflib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, NoReturn
 import yaml
 
 from morphling_ray.errors import InputError
+from morphling_ray.load.requests import is_inline, with_full_paths
 from morphling_ray.masking import hidden, is_secret
 from morphling_ray.objective import BUNDLED_PRICES, ServingObjective, Slo
 from morphling_ray.serving.config_file import split
@@ -39,8 +41,9 @@ class Experiment:
         metavar="MODULE:APP|FILE.yaml[:NAME]",
     )
     request: str | None = _flag(
-        "what requests send: a JSON file, JSON lines sent in turn, or a function (default: the module's own `request`)",
-        metavar="FILE.json|FILE.jsonl|MODULE:FUNCTION",
+        "what requests send: JSON, a file of it, JSON lines sent in turn, or a function (default: the module's own "
+        "`request`)",
+        metavar="FILE.json|FILE.jsonl|JSON|MODULE:FUNCTION",
     )
     grpc_servicer: str | None = _flag(
         "requests are gRPC calls, for the service that this function adds to a server", metavar="MODULE:FUNCTION"
@@ -292,6 +295,8 @@ def resolve(arguments: argparse.Namespace) -> Experiment:
         value = getattr(arguments, entry.name, None)
         if value is not None:
             settings[entry.name] = str(Path(value).resolve()) if _is_path(entry.name, value) else value
+    if getattr(arguments, "request", None) is not None and is_inline(arguments.request):
+        settings["request"] = with_full_paths(arguments.request, Path.cwd())
     if resume is not None:
         settings["secrets"] = RunDirectory(Path(resume)).secrets()
     if getattr(arguments, "app", None) is not None:
@@ -329,6 +334,10 @@ def read_experiment(path: Path) -> dict[str, Any]:
     settings.pop(MARKER, None)
     check_known(settings, f"experiment file {path}: unknown key")
     folder = path.resolve().parent
+    if isinstance(settings.get("request"), (dict, list)):  # the request itself, as the file's own kind of value
+        settings["request"] = json.dumps(settings["request"])
+    if isinstance(settings.get("request"), str) and is_inline(settings["request"]):
+        settings["request"] = with_full_paths(settings["request"], folder)
     for key in _PATHS:
         if isinstance(settings.get(key), str) and _is_path(key, settings[key], folder):
             settings[key] = str(folder / settings[key])
@@ -357,6 +366,7 @@ def _is_path(name: str, value: str, folder: Path | None = None) -> bool:
         return False
     if name == "prices" and value in BUNDLED_PRICES:
         return False
-    if name == "request":  # a file, or module:function
-        return value.endswith((".json", ".jsonl")) or ((folder or Path.cwd()) / value).is_file()
+    if name == "request":  # a file, the JSON itself, or module:function
+        named = value.endswith((".json", ".jsonl"))
+        return not is_inline(value) and (named or ((folder or Path.cwd()) / value).is_file())
     return True

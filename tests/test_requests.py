@@ -12,6 +12,7 @@ from ray import serve
 from ray.serve.generated import serve_pb2
 
 from morphling_ray.errors import InputError
+from morphling_ray.experiment import Experiment, Parser, add_flags, resolve
 from morphling_ray.load.client import HandleClient
 from morphling_ray.load.requests import RequestSource, is_call, is_grpc, is_http, read_request, with_files_of
 
@@ -76,6 +77,31 @@ def _parts(request: dict[str, Any]) -> dict[str, Message]:
     assert isinstance(parts, list)
     messages = [part for part in parts if isinstance(part, Message)]
     return {str(part.get_param("name", header="content-disposition")): part for part in messages}
+
+
+def resolved(*flags: str) -> Experiment:
+    """The experiment that a command line means."""
+    parser = Parser()
+    add_flags(parser)
+    return resolve(parser.parse_args(flags))
+
+
+def test_a_request_that_is_json_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if a newcomer needs a file for three words, or a file that the JSON names is looked for elsewhere."""
+    (tmp_path / "cat.jpg").write_bytes(b"a cat")
+    (tmp_path / "experiment.yaml").write_text("request: {method: POST, path: /see, body_file: cat.jpg}\n")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    given = '{"method": "POST", "path": "/see", "body_file": "cat.jpg"}'
+    monkeypatch.chdir(tmp_path)
+    both = [resolved("--request", given).request, resolved("--experiment", "experiment.yaml").request]
+    monkeypatch.chdir(elsewhere)
+    for request in both:
+        (payload,) = read_request(str(request))
+        assert (payload["path"], payload["body"]) == ("/see", b"a cat")
+    assert read_request('[{"call": "a"}, {"call": "b"}]') == [{"call": "a"}, {"call": "b"}]
+    with pytest.raises(InputError, match="is not JSON: Expecting property name"):
+        resolved("--request", "{'a'")
 
 
 def test_files_that_a_request_sends(tmp_path: Path) -> None:

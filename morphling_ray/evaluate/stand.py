@@ -37,6 +37,7 @@ from morphling_ray.space import Configuration
 
 WARM_UP_S = 0.4
 FIRST_ANSWER_S = 30.0
+NO_SUCH_ROUTE = ("HttpError: HTTP 404", "HttpError: HTTP 405")
 BESIDE = "rival"  # of the name of an application that is up beside another one
 
 
@@ -152,7 +153,8 @@ class Stand:
             attempt.notes += [note] * (note not in attempt.notes)
         with attempt.watch.stage("warming up"):
             if new and (problem := self.crew.ask(FIRST_ANSWER_S)[0]):
-                return f"the first request failed: {problem}"
+                there = ", ".join(map(str, self._facts.routes)) if problem.startswith(NO_SUCH_ROUTE) else ""
+                return f"the first request failed: {problem}" + (f"; it takes {there}" if there else "")
             warm = self.crew.saturate(in_flight=min(self.fill(attempt), 16 * len(self.replicas)), window_s=WARM_UP_S)
         if self._slo.too_many_errors(warm.errors, warm.requests):
             attempt.probes.append(warm)

@@ -41,8 +41,10 @@ def is_call(payload: Any) -> bool:
     return isinstance(payload, dict) and isinstance(payload.get("call"), str) and set(payload) <= CALL_KEYS
 
 
-def read_request(path: Path) -> list[Any]:
+def read_request(source: Path | str) -> list[Any]:
     """The payloads in a request file: the one JSON value of a `.json` file, or those of all lines of a `.jsonl` file.
+
+    Or those of a text that is JSON itself.
 
     A list of HTTP requests, or of calls, is as many payloads: nobody sends one as the body of another. An HTTP request
     may be made of files beside it: `body_file` is sent as it is, `form` and `files` (a path for each field) as a
@@ -51,6 +53,9 @@ def read_request(path: Path) -> list[Any]:
     Raises:
         InputError: It cannot be read, holds nothing, or is not JSON.
     """
+    if isinstance(source, str) and is_inline(source):
+        return _payloads(_loaded(source), Path("--request"))
+    path = Path(source)
     try:
         text = path.read_text()
         texts = [line for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else [text]
@@ -61,11 +66,36 @@ def read_request(path: Path) -> list[Any]:
         raise InputError(f"request file {path} is not JSON: {error}") from error
     if not payloads:
         raise InputError(f"request file {path} is empty")
-    if path.suffix != ".jsonl" and isinstance(payloads[0], list) and payloads[0]:
-        several = [_whole(p, path) for p in payloads[0]]
+    return [_whole(p, path) for p in payloads] if path.suffix == ".jsonl" else _payloads(payloads[0], path)
+
+
+def is_inline(text: str) -> bool:
+    """Whether a text is a JSON object or list itself, and names neither a file nor a function."""
+    return text.lstrip()[:1] in ("{", "[")
+
+
+def with_full_paths(text: str, folder: Path) -> str:
+    """A text that is JSON itself, with the files that it names by their full paths.
+
+    Raises:
+        InputError: It is not JSON.
+    """
+    return json.dumps(with_files_of(_loaded(text), folder))
+
+
+def _loaded(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InputError(f"--request {text!r} is not JSON: {error}") from error
+
+
+def _payloads(value: Any, of: Path) -> list[Any]:
+    if isinstance(value, list) and value:
+        several = [_whole(p, of) for p in value]
         if all(is_http(p) or is_call(p) for p in several):
             return several
-    return [_whole(p, path) for p in payloads]
+    return [_whole(value, of)]
 
 
 def with_files_of(payload: Any, folder: Path) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 from morphling_ray.errors import InputError
 from morphling_ray.serving.config_file import read_application
 from morphling_ray.serving.config_file import split as config_file_of
+from morphling_ray.serving.routes import Route, routes_of
 
 SERVES_OWN = ("check_health", "reconfigure", "record_autoscaling_stats")  # methods of a deployment that Serve calls
 
@@ -61,6 +62,7 @@ class ApplicationFacts:
         ingress: Name of the deployment that takes requests.
         wants_http: The ingress is a FastAPI or ASGI application, or its `__call__` takes a Starlette request.
         methods: Of an ingress that has no `__call__`: what else it may be asked for. Else empty.
+        routes: Of an ingress that is a FastAPI application: what it may be asked for. Else empty.
         default_request: The module's own `request` function, called for a payload; None if it has none.
         py_executable: The interpreter of the replicas, where Ray does not find the right one by itself.
         args: What the builder function is given; None for an application that is bound already.
@@ -77,6 +79,7 @@ class ApplicationFacts:
     wants_http: bool
     default_request: str | None
     methods: tuple[str, ...] = ()
+    routes: tuple[Route, ...] = ()
     py_executable: str | None = None
     args: dict[str, Any] | None = None
     config: dict[str, Any] = field(default_factory=dict)
@@ -150,6 +153,7 @@ def inspect_app(text: str) -> ApplicationFacts:
     deployments = {d.name: _overridden(_facts(d), entries.get(d.name, {})) for d in built.deployments}
     ingress = next(d for d in built.deployments if d.name == built.ingress_deployment_name)
     request = getattr(module, "request", None)
+    prefix = str(entry.get("route_prefix") or "/")
     return ApplicationFacts(
         import_path=import_path,
         folder=folder,
@@ -157,6 +161,7 @@ def inspect_app(text: str) -> ApplicationFacts:
         ingress=ingress.name,
         wants_http=_wants_http(ingress),
         methods=_methods(ingress.func_or_class),
+        routes=routes_of(ingress.func_or_class, prefix),
         default_request=f"{module_name}:request" if callable(request) and _takes_nothing(request) else None,
         args=args,
         config={key: value for key, value in entry.items() if key != "deployments"},
