@@ -62,6 +62,20 @@ def test_what_the_code_declares(batched: ApplicationFacts, web: ApplicationFacts
     assert web.wants_http
 
 
+def test_a_web_request_is_known_without_its_type(tmp_path: Path) -> None:
+    """Fails if `await request.json()` gets a dict through the handle, or a dict is taken for a web request."""
+    calls = {
+        "Body": "async def __call__(self, request):\n        return (await request.json())['x']",
+        "Query": "def __call__(self, http):\n        return http.query_params['x']",
+        "Typed": "async def __call__(self, request: dict):\n        return await request.json()",
+        "Given": "async def __call__(self, request):\n        return request.json() + str(await self.body())",
+    }
+    text = "".join(f"@serve.deployment\nclass {n}:\n    {c}\n{n.lower()} = {n}.bind()\n" for n, c in calls.items())
+    (tmp_path / "untyped.py").write_text("from ray import serve\n" + text)
+    app = f"{tmp_path / 'untyped.py'}:"
+    assert [inspect_app(app + n.lower()).wants_http for n in calls] == [True, True, False, False]
+
+
 def test_the_demo_says_what_it_wants_to_be_asked_and_searched() -> None:
     """Fails if a module's own `request` and `space` are not used, or if values need more cores than there are."""
     demo = inspect_app("morphling_ray.serving.demo:app")

@@ -1,9 +1,11 @@
 """What is known about a user's Serve application before it is deployed: its deployments, and how it is asked."""
 
+import ast
 import importlib
 import inspect
 import os
 import sys
+import textwrap
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -60,7 +62,8 @@ class ApplicationFacts:
         folder: Put on the path of replicas, so that the module is found; None for an installed package.
         deployments: By name; the ingress is one of them.
         ingress: Name of the deployment that takes requests.
-        wants_http: The ingress is a FastAPI or ASGI application, or its `__call__` takes a Starlette request.
+        wants_http: The ingress is a FastAPI or ASGI application, or its `__call__` takes a Starlette request, by
+            its type or by what it does with it.
         methods: Of an ingress that has no `__call__`: what else it may be asked for. Else empty.
         routes: Of an ingress that is a FastAPI application: what it may be asked for. Else empty.
         default_request: The module's own `request` function, called for a payload; None if it has none.
@@ -252,8 +255,22 @@ def _wants_http(ingress: Any) -> bool:
     except (TypeError, ValueError):
         return False
     annotation = parameters[0].annotation if parameters else None
+    if annotation is inspect.Parameter.empty:
+        return _reads_request(call, parameters[0].name)
     name = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
     return name.split(".")[-1] == "Request"
+
+
+def _reads_request(call: Any, parameter: str) -> bool:
+    """Whether a function awaits the body of a parameter without a type, as only that of a web request is."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(call)))
+    except (OSError, SyntaxError, TypeError):
+        return False
+    bodies = {f"await {parameter}.{name}()" for name in ("json", "body", "form")}
+    return any(isinstance(node, ast.Await) and ast.unparse(node) in bodies for node in ast.walk(tree)) or any(
+        isinstance(node, ast.Attribute) and ast.unparse(node) == f"{parameter}.query_params" for node in ast.walk(tree)
+    )
 
 
 def _methods(target: Any) -> tuple[str, ...]:
