@@ -62,6 +62,25 @@ def test_what_the_code_declares(batched: ApplicationFacts, web: ApplicationFacts
     assert web.wants_http
 
 
+def test_a_script_that_serves_when_it_is_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fails if a tutorial's script is served beside what is measured, or its prints are taken for the result."""
+    from ray import serve
+
+    given = serve.run
+    (tmp_path / "a_script.py").write_text(
+        "from ray import serve\n"
+        "@serve.deployment\nclass Hello: ...\n"
+        "app = Hello.bind()\n"
+        "print('to be served')\n"
+        "serve.run(app)\n"
+    )
+    with pytest.raises(InputError, match=r"importing a_script calls serve\.run: put it, and what follows it, under"):
+        inspect_app(f"{tmp_path / 'a_script.py'}:app")
+    assert serve.run is given
+    out, err = capsys.readouterr()
+    assert (out, "to be served" in err) == ("", True)
+
+
 def test_a_web_request_is_known_without_its_type(tmp_path: Path) -> None:
     """Fails if `await request.json()` gets a dict through the handle, or a dict is taken for a web request."""
     calls = {

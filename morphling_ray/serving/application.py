@@ -7,9 +7,11 @@ import os
 import sys
 import textwrap
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from morphling_ray.errors import InputError
 from morphling_ray.serving.config_file import read_application
@@ -140,9 +142,11 @@ def inspect_app(text: str) -> ApplicationFacts:
         sys.path.insert(0, folder)
     module_name, _, attribute = import_path.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        # What it prints is not this program's output, whose last line is for other programs.
+        with _nothing_served(module_name), redirect_stdout(sys.stderr):
+            module = importlib.import_module(module_name)
     except BaseException as error:  # a user's module may raise anything, SystemExit included
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, (KeyboardInterrupt, InputError)):
             raise
         raise InputError(f"--app {text!r} does not import: {type(error).__name__}: {_one_line(error)}") from error
     if not hasattr(module, attribute):
@@ -170,6 +174,26 @@ def inspect_app(text: str) -> ApplicationFacts:
         config={key: value for key, value in entry.items() if key != "deployments"},
         config_file=config_file,
     )
+
+
+@contextmanager
+def _nothing_served(module: str) -> Iterator[None]:
+    """Keeps a module that is imported from serving anything: replicas import it too, and each would serve it again."""
+    from ray import serve
+
+    def refuse(*args: object, **kwargs: object) -> NoReturn:
+        raise InputError(
+            f"importing {module} calls serve.run: put it, and what follows it, under `if __name__ == \"__main__\":`"
+        )
+
+    present = {name: getattr(serve, name) for name in ("run", "run_many")}
+    try:
+        for name in present:
+            setattr(serve, name, refuse)
+        yield
+    finally:
+        for name, function in present.items():
+            setattr(serve, name, function)
 
 
 def _named_in(file: Path, import_path: str) -> tuple[str, str | None]:
@@ -215,7 +239,8 @@ def _build(target: Any, text: str, args: dict[str, Any]) -> Any:
             "name the result of `.bind()`, or a function that returns one"
         )
     try:
-        application = call_user_app_builder_with_args_if_necessary(target, args)
+        with redirect_stdout(sys.stderr):
+            application = call_user_app_builder_with_args_if_necessary(target, args)
         return build_app(application, name="morphling_ray")
     except Exception as error:  # a user's builder may raise anything
         raise InputError(f"--app {text!r} does not build: {type(error).__name__}: {_one_line(error)}") from error
