@@ -183,7 +183,7 @@ def _nothing_served(module: str) -> Iterator[None]:
 
     def refuse(*args: object, **kwargs: object) -> NoReturn:
         raise InputError(
-            f"importing {module} calls serve.run: put it, and what follows it, under `if __name__ == \"__main__\":`"
+            f'importing {module} calls serve.run: put it, and what follows it, under `if __name__ == "__main__":`'
         )
 
     present = {name: getattr(serve, name) for name in ("run", "run_many")}
