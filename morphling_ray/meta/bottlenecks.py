@@ -172,8 +172,11 @@ class Drawn:
 
     def observed(self, obs: Observations) -> FloatArray:
         """Log-metrics of all tasks where something was observed, shape `(J, N)`."""
-        total = np.einsum("jnk,nk->jn", self.needs[:, obs.metric], self.times[obs.metric, obs.point])
-        return np.asarray(np.log(total) / self.power[obs.metric])
+        out = np.empty((self.count, len(obs)))
+        for m, power in enumerate(self.power):
+            mine = obs.metric == m
+            out[:, mine] = np.log(self.needs[:, m] @ self.times[m, obs.point[mine]].T) / power
+        return out
 
     def works(self, which: IntArray | None, points: IntArray) -> FloatArray:
         """Probability that k points work under some tasks, or under all, shape `(len(which), k)`."""

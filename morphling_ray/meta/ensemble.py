@@ -9,13 +9,13 @@ n   candidates;  M  metrics;  T  surfaces;  J  templates;  N  observations;  S  
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from morphling_ray.meta.gaussian import Covariance, Observations, cholesky
+from morphling_ray.meta.gaussian import Covariance, Last, Observations, cholesky, products
 
 FloatArray = npt.NDArray[np.float64]
 AnyFloats = npt.NDArray[np.floating]
@@ -53,6 +53,7 @@ class Mixtures:
 
     surfaces: FloatArray
     weights: FloatArray
+    _there: Last[FloatArray] = field(default_factory=Last, init=False, repr=False)
 
     @property
     def count(self) -> int:
@@ -61,7 +62,8 @@ class Mixtures:
 
     def at(self, which: IntArray, points: IntArray) -> FloatArray:
         """See `Templates`."""
-        return np.asarray(self.weights[which] @ self.surfaces[:, points].reshape(len(self.surfaces), -1))
+        there = self._there.of(points, lambda p: self.surfaces.take(p, 1).reshape(len(self.surfaces), -1))
+        return np.asarray(self.weights[which] @ there)
 
     def observed(self, obs: Observations) -> FloatArray:
         """See `Templates`."""
@@ -110,48 +112,42 @@ class Conditioned:
     def __init__(self, hypothesis: Hypothesis, obs: Observations, observed: FloatArray | None = None) -> None:
         self.hypothesis = hypothesis
         self._obs = obs
-        self._last: tuple[IntArray, FloatArray] | None = None
+        self._explained: Last[FloatArray] = Last()  # means and covariances are asked for in turn
         templates = hypothesis.templates.observed(obs) if observed is None else observed
         self._white = _whitening(hypothesis.covariance, obs)
         self._z = (obs.value - templates) @ self._white.T  # (J, N)
         self.log_evidence = _log_density(self._z, self._white)  # (J,)
         """Log density of the observed values under each template, shape `(J,)`, up to a constant."""
-        first, some = obs.first
-        white = _whitening(hypothesis.covariance, some)
-        self.log_first = _log_density((some.value - templates[:, first]) @ white.T, white)
-        """The same of the values at the first point alone."""
+        self.log_first = _log_density(self._z[:, : obs.first], self._white[: obs.first, : obs.first])
+        """The same of the values at the first point alone: as factors are triangular, of whatever comes first."""
 
     def means(self, which: IntArray, points: IntArray) -> FloatArray:
         """Posterior means under some templates at k points, shape `(len(which), k, M)`."""
         out = self.hypothesis.templates.at(which, points)
         if len(self._obs):
-            out = out + self._z[which] @ self._explained(points)
+            out = out + self._z[which] @ self._explained.of(points, self._explain)
         return out.reshape(len(which), len(points), -1)
 
     def each(self, points: IntArray) -> FloatArray:
         """Posterior covariance between the metrics of each point, the same under all templates, shape `(k, M, M)`."""
         out = self.hypothesis.covariance.at_each(points)
         if len(self._obs):
-            v = self._explained(points).reshape(len(self._obs), len(points), -1)
-            for m in range(v.shape[2]):
-                for k in range(v.shape[2]):
-                    out[:, m, k] -= np.einsum("ai,ai->i", v[:, :, m], v[:, :, k])
+            v = self._explained.of(points, self._explain).reshape(len(self._obs), len(points), -1)
+            out -= products(v.transpose(2, 1, 0))
         return out
 
     def joint(self, points: IntArray) -> FloatArray:
         """Posterior covariance of all metrics at k points, the same under all templates, shape `(k M, k M)`."""
         out = self.hypothesis.covariance.joint(points)
         if len(self._obs):
-            v = self._explained(points)
+            v = self._explained.of(points, self._explain)
             out = out - v.T @ v
         return out
 
-    def _explained(self, points: IntArray) -> FloatArray:
+    def _explain(self, points: IntArray) -> FloatArray:
         """What whitened observations have to do with all metrics at k points, shape `(N, k M)`."""
-        if self._last is None or self._last[0] is not points:  # means and covariances are asked for in turn
-            between = self.hypothesis.covariance.between(self._obs, points)
-            self._last = points, self._white @ between.reshape(len(self._obs), -1)
-        return self._last[1]
+        between = self.hypothesis.covariance.between(self._obs, points)
+        return np.asarray(self._white @ between.reshape(len(self._obs), -1))
 
 
 class Ensemble:
@@ -267,7 +263,9 @@ def _log_sum(logs: FloatArray) -> float:
 
 
 def _small_factors(covariance: FloatArray) -> FloatArray:
-    """Cholesky factors of many small matrices, shape `(k, M, M)`."""
-    if covariance.shape[1] == 1:  # the common case, and a factor of 1 x 1 takes its time
-        return np.asarray(np.sqrt(np.maximum(covariance, 0.0)))
-    return cholesky(covariance + 1e-12 * np.eye(covariance.shape[1]))
+    """Lower Cholesky factors of many small matrices, shape `(k, M, M)`: column by column, but all of them at once."""
+    out = np.zeros(covariance.shape)
+    for m in range(covariance.shape[1]):
+        rest = covariance[:, m:, m] - np.einsum("kim,km->ki", out[:, m:, :m], out[:, m, :m])
+        out[:, m:, m] = rest / np.sqrt(np.maximum(rest[:, :1], 1e-12))
+    return out

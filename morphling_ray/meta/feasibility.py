@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from morphling_ray.meta.gaussian import cholesky, matern52, squared_distances
+from morphling_ray.meta.gaussian import Last, cholesky, matern52, squared_distances
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -43,6 +43,8 @@ class Outcomes:
         self._works = np.array(works, bool)
         near = self._near(self.points)
         self._factor = cholesky(near + _NOISE_SD**2 * np.eye(len(near))) if len(near) else near
+        self._white = np.linalg.inv(self._factor)
+        self._explained: Last[FloatArray] = Last()  # hypotheses that share a place ask in turn
 
     def probability(self, before: FloatArray, known: FloatArray, at: IntArray) -> FloatArray:
         """Probability that candidates work, shape `(..., m)`.
@@ -54,9 +56,8 @@ class Outcomes:
         """
         if not len(self.points):
             return np.clip(before, _CLIP, 1.0 - _CLIP)
-        white = np.linalg.inv(self._factor)
-        v = white @ self._near(at)  # (k, m)
-        mean = _start(before) + (_scores(self._works) - _start(known)) @ white.T @ v
+        v = self._explained.of(at, lambda a: np.asarray(self._white @ self._near(a)))  # (k, m)
+        mean = _start(before) + (_scores(self._works) - _start(known)) @ self._white.T @ v
         return _probability(mean, np.maximum(_SCORE_SD**2 - (v**2).sum(0), 0.0))
 
     def log_evidence(self, known: FloatArray) -> FloatArray:
@@ -64,7 +65,7 @@ class Outcomes:
         if not len(self.points):
             return np.zeros(known.shape[:-1])
         gap = _scores(self._works) - _start(known)
-        surprise = np.linalg.solve(self._factor, gap.reshape(-1, len(self.points)).T).T.reshape(gap.shape)
+        surprise = gap @ self._white.T
         sd = np.diag(self._factor)  # an outcome less its prediction is so many predicted standard deviations
         p = _probability(_scores(self._works) - sd * surprise, np.maximum(sd**2 - _NOISE_SD**2, 0.0))
         p = np.clip(p, _CLIP, 1.0 - _CLIP)

@@ -9,15 +9,17 @@ Everything is closed form (Rasmussen & Williams 2006, Eq. 2.22-2.24); no gradien
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+Value = TypeVar("Value")
 
 _KEPT = 12  # matrices: hypotheses look at a handful of the same pairs of candidates
 
@@ -60,10 +62,23 @@ class Observations:
         return at, row
 
     @cached_property
-    def first(self) -> "tuple[IntArray, Observations]":
-        """The entries of the first candidate: which, and what they say."""
-        which = np.flatnonzero(self.point == self.point[0]) if len(self) else np.array([], int)
-        return which, Observations(self.point[which], self.metric[which], self.value[which], self.variance[which])
+    def first(self) -> int:
+        """How many entries the first candidate has, at the beginning."""
+        others = np.flatnonzero(self.point != self.point[:1])
+        return int(others[0]) if len(others) else len(self)
+
+
+class Last(Generic[Value]):
+    """What was computed last, for whoever asks for it with the same candidates: the same array, not an equal one."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[IntArray, Value] | None = None
+
+    def of(self, points: IntArray, compute: Callable[[IntArray], Value]) -> Value:
+        """`compute(points)`; not to be written to."""
+        if self._kept is None or self._kept[0] is not points:
+            self._kept = points, compute(points)
+        return self._kept[1]
 
 
 class Nearness:
@@ -83,6 +98,15 @@ class Nearness:
         values = matern52(sum((squared_distances(a[i], a[j]) for a in places), start=np.zeros((len(i), len(j)))))
         self._kept.append((places, i, j, values))
         return values
+
+
+def products(a: FloatArray) -> FloatArray:
+    """Of the metrics of each point with one another: shape `(M, k, T)` to `(k, M, M)`, summed over T."""
+    out = np.empty((a.shape[1], len(a), len(a)))
+    for m in range(len(a)):
+        for k in range(m + 1):
+            out[:, m, k] = out[:, k, m] = np.einsum("it,it->i", a[m], a[k])
+    return out
 
 
 @dataclass(frozen=True)
@@ -120,53 +144,56 @@ class Covariance:
         return len(self.correlation)
 
     def cross(self, i: IntArray, j: IntArray) -> FloatArray:
-        """Covariance of all metrics at candidates `i` with all at candidates `j`, shape `(M, len(i), M, len(j))`."""
-        metrics = self.metrics
-        out = np.empty((metrics, len(i), metrics, len(j)))
-        same = i[:, None] == j if self.same is None else self.same[i][:, None] == self.same[j]
-        extra = [self.extra] if self.extra.shape[1] else []
-        effect = self.nearness.between(extra, i, j) if extra else None
-        for m in range(metrics):
-            for k in range(metrics):
-                features = self.features[m][i] @ self.features[k][j].T if self.features.shape[2] else 0.0
-                r = self.correlation[m, k]
-                if r == 0.0:
-                    out[m, :, k] = features
+        """Covariance of all metrics at candidates `i` with all at candidates `j`, shape `(M, M, len(i), len(j))`."""
+        metrics, extra = self.metrics, [self.extra] if self.extra.shape[1] else []
+        parts = (self.residual_sd, self.offset_sd, self.extra_sd, self.white_sd)
+        residual, offset, own_extra, white = map(self._between_metrics, parts)
+        same = np.nonzero(i[:, None] == j if self.same is None else self.same[i][:, None] == self.same[j])
+        out = np.zeros((metrics, metrics, len(i), len(j)))
+        for m in range(metrics):  # by blocks, which fit into the processor's cache
+            for k in range(m + 1):
+                if self.correlation[m, k] == 0.0:
                     continue
-                near = self.nearness.between([self.inputs[m], *extra], i, j)
-                own = (self.residual_sd[m] * self.residual_sd[k]) * near
-                own += self.offset_sd[m] * self.offset_sd[k]
-                if effect is not None:
-                    own += self.extra_sd[m] * self.extra_sd[k] * effect
-                own[same] += self.white_sd[m] * self.white_sd[k]
-                own *= r
-                own += features
-                out[m, :, k] = own
+                block = out[m, k]
+                np.multiply(self.nearness.between([self.inputs[m], *extra], i, j), residual[m, k], out=block)
+                block += offset[m, k]
+                if extra:
+                    block += own_extra[m, k] * self.nearness.between(extra, i, j)
+                block[same] += white[m, k]
+                out[k, m] = block
+        if self.features.shape[2]:
+            left, right = (self.features.take(at, 1).reshape(metrics * len(at), -1) for at in (i, j))
+            out += (left @ right.T).reshape(metrics, len(i), metrics, len(j)).transpose(0, 2, 1, 3)
         return out
+
+    def _between_metrics(self, sd: FloatArray) -> FloatArray:
+        """Covariance between the metrics of a part with these standard deviations, shape `(M, M)`."""
+        return np.asarray(self.correlation * np.outer(sd, sd))
 
     def at_each(self, points: IntArray) -> FloatArray:
         """Covariance between the metrics of each single candidate, shape `(k, M, M)` for k points."""
-        constant = [self.offset_sd, self.residual_sd, self.white_sd]
+        parts = [self.offset_sd, self.residual_sd, self.white_sd]
         if self.extra.shape[1]:
-            constant.append(self.extra_sd)
-        own = self.correlation * sum(np.outer(s, s) for s in constant)
-        features = self.features[:, points]
-        return np.asarray(np.einsum("mit,kit->imk", features, features, optimize=True) + own)
+            parts.append(self.extra_sd)
+        out = np.tile(sum(map(self._between_metrics, parts)), (len(points), 1, 1))
+        if self.features.shape[2]:
+            out += products(self.features.take(points, 1))
+        return out
 
     def joint(self, points: IntArray) -> FloatArray:
         """Covariance of all metrics at k points with one another, shape `(k M, k M)`, metrics varying fastest."""
         size = len(points) * self.metrics
-        return self.cross(points, points).transpose(1, 0, 3, 2).reshape(size, size)
+        return self.cross(points, points).transpose(2, 0, 3, 1).reshape(size, size)
 
     def between(self, obs: Observations, points: IntArray) -> FloatArray:
         """Covariance of observed values with all metrics at k points, shape `(N, k, M)`."""
         at, row = obs.distinct
-        return np.asarray(self.cross(at, points)[obs.metric, row].transpose(0, 2, 1))
+        return np.asarray(self.cross(at, points)[obs.metric, :, row].transpose(0, 2, 1))
 
     def gram(self, obs: Observations) -> FloatArray:
         """Covariance of observed values with one another, noise included, shape `(N, N)`."""
         at, row = obs.distinct
-        out = self.cross(at, at)[obs.metric[:, None], row[:, None], obs.metric[None, :], row[None, :]]
+        out = self.cross(at, at)[obs.metric[:, None], obs.metric[None, :], row[:, None], row[None, :]]
         out[np.diag_indices(len(obs))] += obs.variance
         return np.asarray(out)
 
@@ -176,10 +203,15 @@ NOTHING = Observations(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
 
 def cholesky(matrix: FloatArray) -> FloatArray:
     """Lower Cholesky factor of one or more matrices; what rounding took from their diagonal is put back if need be."""
-    size = np.maximum(np.abs(np.diagonal(matrix, axis1=-2, axis2=-1)).max(-1), 1e-12)[..., None, None]
     for jitter in (0.0, 1e-10, 1e-7, 1e-4):
         try:
-            return np.asarray(np.linalg.cholesky(matrix + jitter * size * np.eye(matrix.shape[-1])))
+            return np.asarray(np.linalg.cholesky(matrix + _jitter(matrix, jitter) if jitter else matrix))
         except np.linalg.LinAlgError:
             continue
     raise AssertionError("a covariance is far from positive definite")  # a defect of the caller, not of the data
+
+
+def _jitter(matrix: FloatArray, share: float) -> FloatArray:
+    """A share of the largest variance, on the diagonal."""
+    size = np.maximum(np.abs(np.diagonal(matrix, axis1=-2, axis2=-1)).max(-1), 1e-12)[..., None, None]
+    return np.asarray(share * size * np.eye(matrix.shape[-1]))

@@ -8,6 +8,7 @@ shares  values by the best of their draw, shape (S, k): tasks differ in level by
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from statistics import NormalDist
 from typing import Any
 
@@ -71,7 +72,7 @@ class Values:
             excess = np.log1p(np.maximum(-np.nan_to_num(slack, nan=0.0), 0.0))
             self.nearness = np.exp((excess.min(1, keepdims=True) - excess) / _NEAR_BOUND)
 
-    @property
+    @cached_property
     def shares(self) -> FloatArray:
         """Shares of the best, shape `(S, k)`; nearness where nothing keeps the bounds."""
         out = np.empty(self.values.shape)
