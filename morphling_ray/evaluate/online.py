@@ -18,7 +18,7 @@ from morphling_ray.evaluate.attempt import Attempt, Stopwatch
 from morphling_ray.evaluate.batching import CALIBRATED_SD, FORECAST_SD, WINDOW_WEIGHT, BatchingTwin
 from morphling_ray.evaluate.duel import Duel
 from morphling_ray.evaluate.plain import GROWS, PlainProbes
-from morphling_ray.evaluate.stand import FIRST_ANSWER_S, Stand
+from morphling_ray.evaluate.stand import Stand
 from morphling_ray.load.loadgen import CrossCheck, cross_check
 from morphling_ray.load.peak import read_off
 from morphling_ray.load.requests import RequestSource
@@ -169,7 +169,7 @@ class OnlineEvaluator:
     ) -> CrossCheck:
         """The peak by MLPerf LoadGen; see `load.loadgen`. The configuration has been measured before."""
         self.stand.bring_up(configuration)
-        self.stand.crew.ask(FIRST_ANSWER_S)
+        self.stand.first_answer()
         return cross_check(
             *self.stand.crew.address,
             self._slo,
@@ -196,7 +196,7 @@ class OnlineEvaluator:
         """
         attempt = Attempt(configuration, Stopwatch(lambda text: None))
         if self.stand.bring_up(configuration):
-            self.stand.crew.ask(FIRST_ANSWER_S)
+            self.stand.first_answer()
         return self.stand.crew.saturate(in_flight=self.stand.fill(attempt), window_s=NEIGHBOUR_S).achieved_rps
 
     def release(self) -> None:

@@ -36,7 +36,6 @@ from morphling_ray.serving.serve_config import (
 from morphling_ray.space import Configuration
 
 WARM_UP_S = 0.4
-FIRST_ANSWER_S = 30.0
 NO_SUCH_ROUTE = ("HttpError: HTTP 404", "HttpError: HTTP 405")
 BESIDE = "rival"  # of the name of an application that is up beside another one
 
@@ -152,7 +151,7 @@ class Stand:
             note = "the load driver had to share the replicas' cores: this peak is a lower bound"
             attempt.notes += [note] * (note not in attempt.notes)
         with attempt.watch.stage("warming up"):
-            if new and (problem := self.crew.ask(FIRST_ANSWER_S)[0]):
+            if new and (problem := self.first_answer()):
                 there = ", ".join(map(str, self._facts.routes)) if problem.startswith(NO_SUCH_ROUTE) else ""
                 return f"the first request failed: {problem}" + (f"; it takes {there}" if there else "")
             warm = self.crew.saturate(in_flight=min(self.fill(attempt), 16 * len(self.replicas)), window_s=WARM_UP_S)
@@ -164,6 +163,14 @@ class Stand:
             return f"the GPU limits are not in force: {problem}"
         self._note_quotas(attempt)
         return warm
+
+    def first_answer(self) -> str:
+        """Sends the first request to what was brought up; returns what went wrong, if anything did.
+
+        Some load their model only then, so it may take as long as a start.
+        """
+        problem: str = self.crew.ask(max(self._startup_timeout_s, 2 * self._slo.latency_s))[0]
+        return problem
 
     def _gpu_problem(self) -> str:
         """Why parts of GPUs that were promised are not in force; empty where they are, or none were promised."""
