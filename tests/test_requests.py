@@ -100,6 +100,8 @@ def test_a_request_that_is_json_itself(tmp_path: Path, monkeypatch: pytest.Monke
         (payload,) = read_request(str(request))
         assert (payload["path"], payload["body"]) == ("/see", b"a cat")
     assert read_request('[{"call": "a"}, {"call": "b"}]') == [{"call": "a"}, {"call": "b"}]
+    with pytest.raises(InputError, match="keep a request with the header Authorization in a file"):
+        read_request('{"method": "GET", "path": "/", "headers": {"Authorization": "Bearer abc"}}')
     with pytest.raises(InputError, match="is not JSON: Expecting property name"):
         resolved("--request", "{'a'")
 

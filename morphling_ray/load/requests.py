@@ -11,6 +11,7 @@ other   the one argument of the ingress itself, through the Serve handle
 import itertools
 import json
 import mimetypes
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from morphling_ray.errors import InputError
 HTTP_KEYS = {"method", "path", "json", "body", "headers"}
 FILE_KEYS = {"body_file", "form", "files"}  # of an HTTP request in a file: what its body is made of
 GRPC_KEYS = {"method", "message"}
+_SECRET_HEADER = re.compile("auth|cookie|key|token|secret", re.IGNORECASE)
 CALL_KEYS = {"call", "args", "kwargs", "multiplexed_model_id"}
 
 
@@ -54,7 +56,11 @@ def read_request(source: Path | str) -> list[Any]:
         InputError: It cannot be read, holds nothing, or is not JSON.
     """
     if isinstance(source, str) and is_inline(source):
-        return _payloads(_loaded(source), Path("--request"))
+        payloads = _payloads(_loaded(source), Path("--request"))
+        for name in (name for p in payloads if is_http(p) for name in p.get("headers") or {}):
+            if _SECRET_HEADER.search(name):
+                raise InputError(f"keep a request with the header {name} in a file: reports show what --request says")
+        return payloads
     path = Path(source)
     try:
         text = path.read_text()
