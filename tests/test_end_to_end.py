@@ -109,6 +109,7 @@ def serve_run_answers(bin_folder: Path, folder: Path, config: dict[str, Any]) ->
         cli.wait_for(lambda: cli.ray_processes() <= before, 30, "Ray's processes to end")
 
 
+@pytest.mark.timed
 def test_an_application_of_ones_own(tmp_path: Path) -> None:
     """`@serve.batch`, a request file, an experiment file. Fails if knobs do not reach the replica, or do not bind."""
     (tmp_path / "request.json").write_text("21")
