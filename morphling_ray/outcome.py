@@ -245,9 +245,12 @@ def _why_nothing(trials: Sequence[Trial], *, interrupted: bool) -> str:
 
 
 def _nearest(trials: Sequence[Trial], slo: Slo) -> dict[str, Any] | None:
-    """The configuration that came nearest to the SLO, and the bound that it breaks by the largest factor."""
+    """The configuration that came nearest to the SLO, and the bound that it breaks by the largest factor.
+
+    None where it was never the SLO that stood in the way: a replica that crashed may have been quick enough until then.
+    """
     found = []
-    for trial in trials:
+    for trial in (t for t in trials if "SLO" in t.measurement.infeasible_because):
         for probe in (p for p in trial.measurement.probes if p.judged and p.requests and p.slo_latency_s > 0):
             name = f"p{slo.percentile:g}"
             bounds = [(name, probe.slo_latency_s, slo.latency_s)]

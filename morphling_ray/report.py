@@ -80,6 +80,8 @@ def render(run_dir: Path) -> str:
 
 def _knobs(summary: Summary) -> str:
     """What the model knows of the knobs; without one, what was found with their values."""
+    if summary.configuration is None:  # nothing works: there is no best, of which values could leave more or less
+        return ""
     effects, plane = knob_plots.effects(summary), knob_plots.plane(summary)
     if not effects:
         return figure(knob_plots.found_with(summary), _FOUND_WITH)

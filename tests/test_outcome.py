@@ -59,8 +59,11 @@ def probe(rate: float, verdict: Verdict) -> Probe:
     )
 
 
+PROBES = ((1.0, Verdict.MET), (1.05, Verdict.MISSED), (1.2, Verdict.MISSED))
+
+
 def run(measured: list[tuple[str, int, float]], objective: str = "rps_per_dollar", **more: Any) -> dict[str, Any]:
-    """The recommendation after trials of (stage, cores, peak); peak 0 is infeasible."""
+    """The recommendation after trials of (stage, cores, peak); 0 is infeasible, below that it crashed at the rate."""
     space = SearchSpace([Knob("cpu_cores", (1, 2, 4))])
     goal = ServingObjective(objective, PRICES, more.get("target_rps"))
     sampler = make_sampler("random", space, goal, seed=0)
@@ -69,9 +72,9 @@ def run(measured: list[tuple[str, int, float]], objective: str = "rps_per_dollar
     for number, (stage, cores, peak) in enumerate(measured, start=1):
         measurement = Measurement(
             configuration={"cpu_cores": cores},
-            metrics={"peak_rps": peak} if peak else {},
-            infeasible_because="" if peak else "crash under load",
-            probes=(probe(peak, Verdict.MET), probe(1.05 * peak, Verdict.MISSED), probe(1.2 * peak, Verdict.MISSED)),
+            metrics={"peak_rps": peak} if peak > 0 else {},
+            infeasible_because="" if peak > 0 else "crash under load",
+            probes=tuple(probe(x * abs(peak), verdict) for x, verdict in PROBES),
             timings_s={"deploying": 2.0, "probing": 3.0},
         )
         value = session.replay(number, stage, measurement)
@@ -161,6 +164,11 @@ def test_nothing_feasible_says_the_commonest_reason() -> None:
     result = run([("search", 1, 0.0), ("search", 2, 0.0)])
     assert result["configuration"] is None
     assert result["reason"] == "no configuration meets the SLO; 2 of 2 trials: crash under load"
+
+
+def test_who_crashed_did_not_come_near_the_slo() -> None:
+    """Fails if a replica that was quick enough until it crashed is said to miss an SLO that it met."""
+    assert run([("search", 1, -50.0)])["nearest"] is None
 
 
 def test_the_command_to_deploy_can_be_pasted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
