@@ -3,7 +3,6 @@
 Two kinds, alike to everything else: a Serve application, and a task of a recorded set.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -135,13 +134,13 @@ class ServeTarget:
 
     def _requests(self) -> tuple[RequestSource, str | None]:
         """What requests send, and through which proxy of Serve (`http`, `grpc`); None for the Serve handle."""
-        from morphling_ray.serving.application import resolve_app
+        from morphling_ray.serving.application import resolve_app, usual_request
 
         text, folder = self._experiment.request, self.facts.folder
         if text is None and self.facts.default_request is not None:
             source = RequestSource(function=self.facts.default_request, folder=folder)
         elif text is None:
-            source = RequestSource(values=(self._usual("GET") if self.facts.wants_http else None,))
+            source = RequestSource(values=(usual_request(self.facts, "GET") if self.facts.wants_http else None,))
         elif is_inline(text) or text.endswith((".json", ".jsonl")) or Path(text).is_file():
             source = RequestSource(values=tuple(read_request(text)))
         elif ".py:" in text:
@@ -168,29 +167,10 @@ class ServeTarget:
         if is_call(first):
             return source, None
         if self.facts.wants_http and source.function is None and not all(map(is_http, source.values)):
-            post = self._usual("POST")
+            post = usual_request(self.facts, "POST")
             posts = [v if is_http(v) else {**post, "json": v} for v in source.values]
             return replace(source, values=tuple(posts)), "http"
         return source, "http" if is_http(first) else None
-
-    def _usual(self, method: str) -> dict[str, Any]:
-        """The HTTP request that is meant where none is named: for the root, or for the only thing there is to ask for.
-
-        Raises:
-            InputError: There is nothing at the root, and more than one other thing, or one that needs to be told more.
-        """
-        prefix, routes = self.facts.route_prefix, self.facts.routes
-        there = [r for r in routes if r.method == method and not (method == "GET" and r.needs)]
-        root = [r for r in there if r.path.rstrip("/") == prefix.rstrip("/")]
-        if not routes or root:
-            return {"method": method, "path": root[0].path if root else prefix}
-        if len(there) == 1 and (method == "POST" or len(routes) == 1) and "{" not in there[0].path:
-            return {"method": method, "path": there[0].path}
-        most = max(routes, key=lambda r: r.needs)
-        raise InputError(
-            f"{self.facts.ingress} takes no {method} at {prefix}, but {', '.join(map(str, routes))}: "
-            f"--request says what to send, for example '{json.dumps(most.example)}'"
-        )
 
     def _costs(self, space: SearchSpace, gpu_type: str | None = None) -> "ApplicationCosts":
         from morphling_ray.serving.costs import ApplicationCosts

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import json
 import os
 import sys
 import textwrap
@@ -194,6 +195,26 @@ def _nothing_served(module: str) -> Iterator[None]:
     finally:
         for name, function in present.items():
             setattr(serve, name, function)
+
+
+def usual_request(facts: ApplicationFacts, method: str) -> dict[str, Any]:
+    """The HTTP request that is meant where none is named: for the root, or for the only thing there is to ask for.
+
+    Raises:
+        InputError: There is nothing at the root, and more than one other thing, or one that needs to be told more.
+    """
+    prefix, routes = facts.route_prefix, facts.routes
+    there = [r for r in routes if r.method == method and not (method == "GET" and r.needs)]
+    root = [r for r in there if r.path.rstrip("/") == prefix.rstrip("/")]
+    if not routes or root:
+        return {"method": method, "path": root[0].path if root else prefix}
+    if len(there) == 1 and (method == "POST" or len(routes) == 1) and "{" not in there[0].path:
+        return {"method": method, "path": there[0].path}
+    most = max(routes, key=lambda r: r.needs)
+    raise InputError(
+        f"{facts.ingress} takes no {method} at {prefix}, but {', '.join(map(str, routes))}: "
+        f"--request says what to send, for example '{json.dumps(most.example)}'"
+    )
 
 
 def _named_in(file: Path, import_path: str) -> tuple[str, str | None]:
