@@ -16,7 +16,7 @@ class Route:
 
     Attributes:
         method: `GET`, `POST` and so on.
-        path: Behind the application's route prefix, with its parameters in braces.
+        path: The application's route prefix included, parameters in braces.
         example: An HTTP request as `--request` takes it, with whatever fits the schema in place of real values.
         needs: Whether it takes a body, or parameters without which it is refused.
     """
